@@ -1,0 +1,38 @@
+# make demo    set up, then run examples/digits.yaml to its report
+# make test    set up, then everything that must hold: style, types, import directions, tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo test check fast bench clean
+
+install: $(READY)
+
+# The bound on torch is given again to pip, since a plain range may admit a CUDA build of several gigabytes.
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off 'torch>=2.11,<2.14' -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/thresher run examples/digits.yaml
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fast: install
+	$(BIN)/python -m pytest -q tests/jobs tests/cluster tests/orchestrator
+
+test: check
+	$(BIN)/python -m pytest -q
+
+bench: install
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

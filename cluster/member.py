@@ -1,0 +1,161 @@
+"""One worker process of a gang, as seen from inside.
+
+Ray calls a Member in three threads, so that none waits for another: `work` runs one work after the other, always in
+the same thread (process groups and optimizers keep state in it); `reports` holds the outstanding question for
+reports; `control` answers pings and takes stop requests while work runs.
+"""
+
+import os
+import socket
+import threading
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from jobs.errors import JobFailed, ThresherError
+
+if TYPE_CHECKING:
+    from cluster.workers import Work
+
+CONCURRENCY_GROUPS = {"work": 1, "reports": 1, "control": 1}
+
+_TRACEBACK_LINES = 12
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member runs."""
+
+    node_id: str
+    node_ip: str
+    pid: int
+
+
+class Seat:
+    """The jobs.context.Context of one work in this process."""
+
+    def __init__(self, member: "Member", number: int, rank: int, size: int, num_threads: int) -> None:
+        self._member = member
+        self._number = number
+        self.rank = rank
+        self.size = size
+        self.num_threads = num_threads
+
+    def report(self, measurement: dict[str, Any]) -> None:
+        """Rank 0's measurements go to whoever started the work; those of other ranks are not asked for."""
+        if self.rank == 0:
+            self._member.add_report(self._number, measurement)
+
+    def stop_requested(self) -> bool:
+        return self._member.stop_requested(self._number)
+
+
+class Member:
+    """Works are numbered from 1 upwards, because the three threads learn of a work at different times."""
+
+    def __init__(self, num_threads: int) -> None:
+        # Before anything here imports torch: these are read once, when its libraries are loaded.
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
+        self._num_threads = num_threads
+        self._rank = 0
+        self._size = 1
+        self._changed = threading.Condition()
+        self._current = 0
+        self._finished = 0
+        self._stopped = 0
+        self._reports: list[dict[str, Any]] = []
+
+    # --- control -----------------------------------------------------------------------------------------------
+
+    @ray.method(concurrency_group="control")
+    def place(self) -> Place:
+        return Place(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+
+    @ray.method(concurrency_group="control")
+    def free_port(self) -> int:
+        """A port that was free a moment ago, for the rendezvous at rank 0."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            port: int = listener.getsockname()[1]
+            return port
+
+    @ray.method(concurrency_group="control")
+    def seat(self, rank: int, size: int, environment: dict[str, str]) -> None:
+        """Gives the member its rank, and its process the environment that torch.distributed reads."""
+        self._rank = rank
+        self._size = size
+        os.environ.update(environment)
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> None:
+        """Answers, which is all that is asked of it."""
+
+    @ray.method(concurrency_group="control")
+    def request_stop(self, number: int) -> None:
+        """Wants work `number` to end early; it may not have arrived yet."""
+        self._stopped = max(self._stopped, number)
+
+    # --- reports -----------------------------------------------------------------------------------------------
+
+    @ray.method(concurrency_group="reports")
+    def take_reports(self, number: int, timeout_s: float) -> tuple[list[dict[str, Any]], bool]:
+        """The reports of work `number` since the last call, and whether that was the last of them.
+
+        Answers as soon as there is something to say, at the latest after `timeout_s`.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._finished >= number or (self._current == number and bool(self._reports)), timeout_s
+            )
+            taken: list[dict[str, Any]] = []
+            if self._current == number:
+                taken, self._reports = self._reports, taken
+            return taken, self._finished >= number
+
+    # --- work --------------------------------------------------------------------------------------------------
+
+    @ray.method(concurrency_group="work")
+    def run(self, number: int, work: "Work", request: Any) -> Any:
+        """Runs a work; its result travels from rank 0 alone.
+
+        Only our own errors cross the process border: whoever waits may not be able to import the class of another.
+        """
+        with self._changed:
+            self._current = number
+            self._reports = []
+        try:
+            result = work(Seat(self, number, self._rank, self._size, self._num_threads), request)
+        except ThresherError:
+            raise
+        except Exception as error:
+            raise JobFailed(f"worker {self._rank}: {_last_lines(error)}") from error
+        finally:
+            with self._changed:
+                self._finished = number
+                self._changed.notify_all()
+        return result if self._rank == 0 else None
+
+    def add_report(self, number: int, measurement: dict[str, Any]) -> None:
+        with self._changed:
+            if self._current == number:
+                self._reports.append(measurement)
+                self._changed.notify_all()
+
+    def stop_requested(self, number: int) -> bool:
+        return self._stopped >= number
+
+
+def _last_lines(error: Exception) -> str:
+    lines = "".join(traceback.format_exception(error)).strip().splitlines()
+    shown = "\n".join(lines[-_TRACEBACK_LINES:])
+    return f"{lines[-1]}\n{shown}"

@@ -1,0 +1,1 @@
+"""What the work is: spec, data, models, training, compression, export and measurement. No ray in here."""

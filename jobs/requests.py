@@ -1,0 +1,114 @@
+"""What a stage asks of its workers: plain records that travel to them, so whoever asks need not import torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.spec.compress import Prune
+from jobs.spec.data import Data
+from jobs.spec.train import Train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one training does, apart from the model and the data themselves."""
+
+    train: Train
+    data: Data
+    metric: str
+    zero_stage: int = 0
+    micro_batch: int | None = None
+
+    def total_steps(self, num_samples: int) -> int:
+        """Number of optimizer steps; only the run's last incomplete batch is dropped."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.epochs is not None
+        return self.train.epochs * num_samples // self.train.batch_size
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """
+    Attributes:
+        model: the spec's `model:` section, as JSON.
+        dataset: folder of the prepared data set.
+        folder: where to write; a training broken off there is taken up again.
+    """
+
+    model: dict[str, Any]
+    recipe: Recipe
+    dataset: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """
+    Attributes:
+        parent: folder of the dense model.
+        recipe: how the dense model was trained; recovery follows it with its own epochs and rate.
+        folder: where to write; pruning that was broken off goes on after the last step that was complete.
+    """
+
+    prune: Prune
+    parent: Path
+    recipe: Recipe
+    dataset: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    model: Path
+    """Folder of the stored model."""
+    dataset: Path
+    normalize: str
+    folder: Path
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    source: Path
+    """The float ONNX file."""
+    scheme: str
+    dataset: Path
+    normalize: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class CandidateFile:
+    """A file to measure.
+
+    Attributes:
+        float_file: the float ONNX file that it is, or that it was quantized from; its operations are counted.
+        parity: largest difference to the outputs of what it was made from.
+    """
+
+    name: str
+    file: Path
+    float_file: Path
+    parity: float
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    candidates: tuple[CandidateFile, ...]
+    dense: str
+    dataset: Path
+    normalize: str
+    metric: str
+    split: str
+    latency_s: float
+    """Seconds of timing for each file."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    files: dict[str, Path]
+    dataset: Path
+    normalize: str
+    metric: str
+    split: str

@@ -1,0 +1,1 @@
+"""Training: one loop and one engine (DeepSpeed) for every layout, one process included."""

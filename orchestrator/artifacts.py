@@ -1,0 +1,135 @@
+"""What a run hands over: artifact folders, and what can be done with one long after the run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.data import Dataset, Encoding, read_samples
+from jobs.errors import ArtifactError, DataError
+from jobs.export.card import file_records, read_card, write_card
+from jobs.measure.metrics import interval
+from jobs.measure.session import predict
+from jobs.records import Artifact
+from jobs.spec import JobSpec
+from orchestrator.stages import Model, Stages
+
+PARITY_TOLERANCE = 1e-4
+"""Relative to the largest output: what another processor's arithmetic may change in a float model."""
+NUM_REFERENCES = 16
+
+
+def write_files(folder: Path, model: Model, stages: Stages, spec: JobSpec) -> list[str]:
+    """Copies a model's files into its artifact folder; returns their names. The card comes later, and last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["model.onnx"]
+    shutil.copyfile(stages.folder(model.manifest) / "model.onnx", folder / "model.onnx")
+    if "safetensors" in spec.export.formats and model.stage != "quantize":
+        for name in ("model.safetensors", "model.json"):
+            shutil.copyfile(stages.folder(model.stored) / "model" / name, folder / name)
+            names.append(name)
+    return names
+
+
+def finish(folder: Path, artifact: Artifact, spec: JobSpec, dataset: Dataset, run_id: str) -> None:
+    """Writes the card: everything that is needed to use the files, and to check what is claimed of them."""
+    encoding = dataset.encoding(spec.data.normalize)
+    references = np.arange(min(NUM_REFERENCES, dataset.num_samples("validation")))
+    outputs = predict(folder / "model.onnx", dataset.encoded("validation", references, encoding))
+    write_card(
+        folder,
+        {
+            **artifact.to_json(),
+            "run_id": run_id,
+            "task": dataset.info.task,
+            "loss": spec.train.loss,
+            "classes": list(dataset.info.classes),
+            "encoding": encoding.to_json(),
+            "dataset": {"fingerprint": dataset.fingerprint, "source": spec.resolved()["data"]["source"]},
+            "reference": {
+                "split": "validation",
+                "ids": references.tolist(),
+                "outputs": outputs.astype(float).tolist(),
+            },
+        },
+    )
+
+
+def verify(folder: Path, datasets: Path | None = None) -> dict[str, Any]:
+    """Checks an artifact: files by SHA-256, outputs against the recorded ones, the metric measured again.
+
+    Args:
+        datasets: where prepared data sets lie; default: of the storage that the artifact's run is in.
+
+    Returns {"checks": [{name, ok, detail}], "ok"}. Without the data set the checks that need it are not ok.
+
+    Raises:
+        ArtifactError: the folder holds no artifact, or its files are not those of the card.
+    """
+    card = read_card(folder)
+    checks = [{"name": "sha256", "ok": True, "detail": f"{len(card['files'])} files are as recorded"}]
+    root = datasets or folder.absolute().parents[2] / "datasets"
+    fingerprint = card["dataset"]["fingerprint"]
+    try:
+        dataset = Dataset.open(root / fingerprint)
+    except DataError as error:
+        detail = f"the data set is not in {root}: {error}"
+        checks += [{"name": name, "ok": False, "detail": detail} for name in ("outputs", "metric")]
+        return {"checks": checks, "ok": False}
+    encoding = Encoding.from_json(card["encoding"])
+    checks.append(_same_outputs(folder, card, dataset, encoding))
+    checks.append(_same_metric(folder, card, dataset, encoding))
+    return {"checks": checks, "ok": all(check["ok"] for check in checks)}
+
+
+def _same_outputs(folder: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
+    reference = card["reference"]
+    expected = np.asarray(reference["outputs"], dtype=np.float32)
+    x = dataset.encoded(reference["split"], np.asarray(reference["ids"]), encoding)
+    difference = float(np.abs(predict(folder / "model.onnx", x) - expected).max())
+    allowed = PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    detail = f"{len(expected)} samples differ by at most {difference:.2g} (allowed {allowed:.2g})"
+    return {"name": "outputs", "ok": difference <= allowed, "detail": detail}
+
+
+def _same_metric(folder: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
+    recorded = card["measurement"]["metric"]
+    split = recorded["split"]
+    x = dataset.encoded(split, np.arange(dataset.num_samples(split)), encoding)
+    now = interval(recorded["name"], predict(folder / "model.onnx", x), dataset.targets(split), split=split)
+    same = abs(now.value - recorded["value"]) <= 1e-3 * max(1.0, abs(recorded["value"]))
+    detail = f"{recorded['name']} on {split}: {now.value:.6g} now, {recorded['value']:.6g} recorded (n = {now.n})"
+    return {"name": "metric", "ok": same, "detail": detail}
+
+
+def predict_with(folder: Path, data: Path) -> list[dict[str, Any]]:
+    """Predictions for new samples, from the artifact alone: [{prediction, probabilities | value}].
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        DataError: the data cannot be read as what the model takes.
+    """
+    card = read_card(folder)
+    encoding = Encoding.from_json(card["encoding"])
+    outputs = predict(folder / "model.onnx", encoding.encode(read_samples(data, encoding))).astype(np.float64)
+    if not np.isfinite(outputs).all():
+        raise ArtifactError(f"{folder} gives outputs that are not finite")
+    if card["task"] == "regression":
+        return [{"prediction": float(row[0])} for row in outputs]
+    probabilities = _probabilities(outputs)
+    classes = card["classes"]
+    return [
+        {
+            "prediction": classes[int(row.argmax())],
+            "probabilities": {name: round(float(p), 6) for name, p in zip(classes, row, strict=True)},
+        }
+        for row in probabilities
+    ]
+
+
+def _probabilities(logits: "np.ndarray[Any, np.dtype[np.float64]]") -> "np.ndarray[Any, np.dtype[np.float64]]":
+    if logits.shape[1] == 1:  # bce: one logit, of the second class
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

@@ -1,0 +1,296 @@
+"""The command line: parses, calls, prints. Everything heavy is imported by the command that needs it.
+
+Exit codes: 0 done; 1 the job failed; 2 the spec or the arguments are wrong; 3 the cluster is unreachable;
+130 interrupted, and resumable.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from jobs.errors import SpecError, ThresherError
+
+app = typer.Typer(
+    name="thresher",
+    help="Turns one job spec into the smallest, fastest model that still meets its accuracy budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets: fetch a known one, look at a spec's.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Spec = Annotated[Path, typer.Argument(help="The job spec: YAML or JSON.", metavar="SPEC")]
+RunName = Annotated[str, typer.Argument(help="A run directory, or an id below --runs.", metavar="RUN")]
+Runs = Annotated[str, typer.Option("--runs", help="The storage: runs, stages and data sets live below it.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=2", metavar="KEY=VALUE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster that this machine is part of; default: Ray here.")
+]
+RayUrl = Annotated[str | None, typer.Option("--ray", help="Ray's dashboard address, http://head:8265.")]
+
+
+@app.command()
+def plan(spec: Spec, runs: Runs = "runs", overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show the resolved plan: defaults, stages, layout, memory, DeepSpeed config, demand. Changes nothing."""
+    from jobs.spec import JobSpec
+    from orchestrator.plan import plan_job
+    from orchestrator.plan_text import plan_lines
+    from orchestrator.runs import Storage
+
+    found = plan_job(JobSpec.load(spec, overrides), Storage.at(runs))
+    _print(found.to_json(), plan_lines(found), as_json)
+
+
+@app.command()
+def run(
+    spec: Spec, runs: Runs = "runs", overrides: Overrides = None, address: Address = None, as_json: Json = False
+) -> None:
+    """Run a job to its report, here or on a Ray cluster. Prints the run directory as its last line."""
+    from jobs.spec import JobSpec
+    from orchestrator import pipeline
+
+    parsed = JobSpec.load(spec, overrides)
+    _drive(lambda listeners: pipeline.run(parsed, runs=runs, address=address, listeners=listeners), runs, as_json)
+
+
+@app.command()
+def resume(name: RunName, runs: Runs = "runs", address: Address = None, as_json: Json = False) -> None:
+    """Go on with a run that was broken off. Complete stages are not run again."""
+    from orchestrator import pipeline
+
+    _drive(lambda listeners: pipeline.resume(name, runs=runs, address=address, listeners=listeners), runs, as_json)
+
+
+def _drive(start: Any, runs: str, as_json: bool) -> None:
+    from orchestrator.progress import progress_on
+    from orchestrator.report import summary_lines
+
+    seen: dict[str, Any] = {}
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "started":
+            seen["run_dir"] = event["run_dir"]
+
+    try:
+        with progress_on(sys.stderr, quiet=as_json) as listener:
+            report = start((note, listener))
+    except ThresherError as error:
+        if as_json:
+            _fail_as_json(error, seen)
+        raise
+    document = {"run_dir": seen["run_dir"], "state": report.state, "selected": report.selected}
+    document["report"] = report.to_json()
+    _print(document, [*summary_lines(report), seen["run_dir"]], as_json)
+
+
+@app.command()
+def report(name: RunName, runs: Runs = "runs", as_json: Json = False) -> None:
+    """Show a finished run's report; the page itself is report.html in the run directory."""
+    from orchestrator.report import read_report, summary_lines
+    from orchestrator.runs import Storage
+
+    folder = Storage.at(runs).find_run(name).folder
+    found = read_report(folder)
+    _print(found.to_json(), [*summary_lines(found), str(folder / "report.html")], as_json)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder.", metavar="ARTIFACT")],
+    datasets: Annotated[Path | None, typer.Option(help="Where prepared data sets lie.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an artifact again: SHA-256, outputs, metric. Exit code 1 if anything differs from its card."""
+    from orchestrator import artifacts
+
+    result = artifacts.verify(artifact, datasets)
+    _print(
+        result,
+        [f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}" for check in result["checks"]],
+        as_json,
+    )
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder.", metavar="ARTIFACT")],
+    data: Annotated[Path, typer.Option("--data", help="CSV, Parquet, .npz, .npy, IDX, an image or a folder of them.")],
+    as_json: Json = False,
+) -> None:
+    """Predict for new samples: one line each, or a JSON array."""
+    from orchestrator import artifacts
+
+    predictions = artifacts.predict_with(artifact, data)
+    _print(predictions, [str(row["prediction"]) for row in predictions], as_json)
+
+
+@app.command()
+def clean(
+    runs: Runs = "runs",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove stages and data sets that no run refers to. Delete a run's directory first to free what is its own."""
+    from orchestrator.runs import Storage
+    from orchestrator.units import format_bytes
+
+    removed, size = Storage.at(runs).clean(dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    lines = [*(f"{verb} {path}" for path in removed), f"{verb} {len(removed)} folders, {format_bytes(size)}"]
+    _print({"removed": [str(path) for path in removed], "bytes": size, "dry_run": dry_run}, lines, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the spec's JSON Schema, for editors."""
+    from jobs.spec import JobSpec
+
+    typer.echo(json.dumps(JobSpec.model_json_schema(by_alias=True), indent=2))
+
+
+@app.command()
+def submit(
+    spec: Spec,
+    ray: RayUrl = None,
+    runs: Runs = "runs",
+    overrides: Overrides = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once; look again with status and logs.")] = False,
+    python: Annotated[str | None, typer.Option(help="The cluster's Python that has thresher installed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a job on a Ray cluster through its Jobs API: stream its log, end with its exit code."""
+    from jobs.spec import JobSpec
+    from orchestrator import submission
+
+    jobs = submission.RemoteJobs(_ray_url(ray))
+    job_id = jobs.submit(JobSpec.load(spec, overrides), runs=runs, python=python)
+    if as_json or detach:
+        _print({"job_id": job_id, "ray": jobs.address}, [job_id], as_json)
+    if not detach:
+        raise typer.Exit(jobs.follow(job_id, sys.stderr if as_json else sys.stdout))
+
+
+@app.command()
+def status(job_id: str, ray: RayUrl = None, as_json: Json = False) -> None:
+    """Show the state of a submitted job."""
+    from orchestrator import submission
+
+    state = submission.RemoteJobs(_ray_url(ray)).status(job_id)
+    _print(
+        state,
+        [f"{state['job_id']}: {state['state']}" + (f" ({state['message']})" if state["message"] else "")],
+        as_json,
+    )
+
+
+@app.command()
+def logs(
+    job_id: str,
+    ray: RayUrl = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Until the job ends; then with its exit code.")
+    ] = False,
+) -> None:
+    """Print the log of a submitted job."""
+    from orchestrator import submission
+
+    jobs = submission.RemoteJobs(_ray_url(ray))
+    if follow:
+        raise typer.Exit(jobs.follow(job_id, sys.stdout))
+    sys.stdout.write(jobs.log(job_id))
+
+
+@app.command()
+def cancel(job_id: str, ray: RayUrl = None, as_json: Json = False) -> None:
+    """Stop a submitted job, and wait until it has stopped. Its run can be resumed."""
+    from orchestrator import submission
+
+    state = submission.RemoteJobs(_ray_url(ray)).cancel(job_id)
+    _print(state, [f"{state['job_id']}: {state['state']}"], as_json)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="fashion-mnist", metavar="NAME")],
+    folder: Annotated[Path | None, typer.Option(help="Where to put it; default: data/NAME.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a known data set and check its checksums; one that is there already is only checked."""
+    from jobs.data import fetch
+
+    place = fetch.get(name, folder)
+    _print({"name": name, "path": str(place)}, [str(place)], as_json)
+
+
+@data_app.command("info")
+def data_info(spec: Spec, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show what a spec's data set holds: shape, classes, splits, fingerprint."""
+    from jobs import data
+    from jobs.spec import JobSpec
+
+    parsed = JobSpec.load(spec, overrides)
+    info = data.inspect(parsed.data, parsed.train.loss)
+    document = info.to_json() | {"fingerprint": data.fingerprint(parsed.data, parsed.train.loss)}
+    classes = f"{len(info.classes)} classes: {', '.join(info.classes[:12])}{' …' * (len(info.classes) > 12)}"
+    lines = [
+        f"task         {info.task}",
+        f"sample       {' × '.join(map(str, info.input_shape))}{' (image)' * info.image}",
+        f"target       {classes if info.classes else '1 value'}",
+        f"splits       {', '.join(f'{k} {v}' for k, v in info.num_samples.items())}",
+        f"fingerprint  {document['fingerprint']}",
+    ]
+    _print(document, lines, as_json)
+
+
+def _ray_url(given: str | None) -> str:
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        raise SpecError.at("--ray", "the address of Ray's dashboard is needed", allowed="http://head:8265")
+    return address
+
+
+def _print(document: Any, lines: list[str], as_json: bool) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def _fail_as_json(error: ThresherError, seen: dict[str, Any]) -> None:
+    problems = [str(problem) for problem in error.problems] if isinstance(error, SpecError) else [str(error)]
+    _print({**seen, "error": type(error).__name__, "problems": problems}, [], as_json=True)
+
+
+def main() -> None:
+    """The entry point `thresher`."""
+    try:
+        code = app(standalone_mode=False)
+    except ThresherError as error:
+        _say(f"error: {error}")
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code or 0)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

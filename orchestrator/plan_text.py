@@ -1,0 +1,62 @@
+"""A plan for people to read."""
+
+from typing import Any
+
+from jobs.records import JobPlan
+from orchestrator.units import format_bytes, format_count
+
+
+def plan_lines(plan: JobPlan) -> list[str]:
+    """The plan as text, one section after another."""
+    spec, info, memory = plan.spec, plan.dataset, plan.memory
+    share, layout = plan.batch, plan.layout
+    rows: list[tuple[str, str]] = [
+        ("job", f"{spec['name']} (project {spec['project']}, priority {spec['priority']})"),
+        (
+            "data",
+            f"{spec['data']['source']['kind']}, {info.task}, sample {'×'.join(map(str, info.input_shape))}, "
+            f"{info.outputs} outputs; " + ", ".join(f"{name} {n:,}" for name, n in info.num_samples.items()),
+        ),
+        (
+            "model",
+            f"{spec['model']['name']}: {format_count(plan.model.params)} parameters, {format_count(plan.model.macs)} "
+            f"MACs, layout-invariant: {'yes' if plan.model.layout_invariant else 'no'}",
+        ),
+        ("steps", f"{plan.total_steps:,} of {share['global']} samples"),
+        (
+            "layout",
+            f"data {layout['data']} × tensor {layout['tensor']} × pipeline {layout['pipeline']}, ZeRO "
+            f"{layout['zero_stage']}; batch {share['global']} = micro {share['micro']} × accumulation "
+            f"{share['accumulation']} × data {layout['data']}",
+        ),
+        (
+            "memory",
+            f"{format_bytes(memory.total)} a worker: parameters {format_bytes(memory.parameters)}, gradients "
+            f"{format_bytes(memory.gradients)}, optimizer {format_bytes(memory.optimizer_states)}, activations "
+            f"{format_bytes(memory.activations)}, batch {format_bytes(memory.batch)}",
+        ),
+        (
+            "demand",
+            f"{plan.demand.workers} × ({plan.demand.cpus_per_worker} CPU, {plan.demand.gpus_per_worker} GPU, "
+            f"{format_bytes(plan.demand.memory_bytes_per_worker)})",
+        ),
+    ]
+    lines = [f"{name:<8} {text}" for name, text in rows]
+    lines += ["", "stages"]
+    lines += [f"  {stage.action:<6} {stage.name:<16} {stage.reason}" for stage in plan.stages]
+    lines += ["", "deepspeed", *_tree(plan.deepspeed), "", "spec, every default resolved", *_tree(_without_nulls(spec))]
+    lines += ["", *(f"warning: {warning}" for warning in plan.warnings)] if plan.warnings else []
+    return lines
+
+
+def _without_nulls(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_nulls(value) for key, value in node.items() if value is not None}
+    return [_without_nulls(value) for value in node] if isinstance(node, list) else node
+
+
+def _tree(document: dict[str, Any]) -> list[str]:
+    import yaml
+
+    text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return [f"  {line}" for line in text.splitlines()]

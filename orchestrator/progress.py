@@ -1,0 +1,160 @@
+"""What a person sees of a run under way: a live display on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from orchestrator.units import format_seconds
+
+
+class PlainProgress:
+    """One line for what matters: stages, epochs, trials, losses of workers."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.started = time.monotonic()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if line := describe(event):
+            self.out.write(f"[{time.monotonic() - self.started:7.1f} s] {line}\n")
+            self.out.flush()
+
+
+def describe(event: dict[str, Any]) -> str:
+    """An event in words; empty for those that nobody needs to read."""
+    match event["event"]:
+        case "started":
+            return f"run {event['run_id']}"
+        case "prepared":
+            return f"prepare: {'there already' if event['reused'] else format_seconds(event['seconds'])}"
+        case "connected":
+            return f"Ray is up ({format_seconds(event['seconds'])})"
+        case "workers_started":
+            return f"{event['workers']} worker{'s' * (event['workers'] != 1)} warm ({format_seconds(event['seconds'])})"
+        case "stage":
+            took = "there already" if event["reused"] else format_seconds(event["seconds"])
+            return f"{event['stage']}: {took}"
+        case "epoch":
+            metric, loss = event["metric"], event["loss"]
+            done = f"{event['step']}/{event['total_steps']} steps"
+            return (
+                f"{event['label']}: epoch {event['epoch']:.4g}, {done}, validation loss {loss:.4g}, metric {metric:.4g}"
+            )
+        case "search_started":
+            return f"{event['stage']}: {event['trials']} trials"
+        case "trial":
+            value = event["values"].get("metric", event["curve"][-1] if event["curve"] else None)
+            shown = f"metric {value:.4g}, " if value is not None else ""
+            cause = f" ({event['cause']})" if event["cause"] else ""
+            params = ", ".join(
+                f"{k.rsplit('.', 1)[-1]}={v:.4g}" if isinstance(v, float) else f"{k.rsplit('.', 1)[-1]}={v}"
+                for k, v in event["params"].items()
+            )
+            return f"trial {event['number']}: {event['state']}{cause}, {shown}{event['epochs']} epochs; {params}"
+        case "restart":
+            return f"{event['stage']}: a worker was lost ({event['cause']}); starting again from the last checkpoint"
+        case "resumed":
+            return f"{event['label']}: goes on from step {event['step']}"
+        case "interrupted":
+            return "interrupted"
+        case "failed":
+            return f"failed: {event['error']}"
+    return ""
+
+
+class LiveProgress:
+    """Stage, progress bar with ETA, and the table of trials with the best so far; finished stages scroll above."""
+
+    ROWS = 12
+
+    def __init__(self, console: Any) -> None:
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.console = console
+        self.task = self.bar.add_task("starting", total=None, note="")
+        self.label = ""
+        self.trials: dict[int, dict[str, Any]] = {}
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "stage_started":
+            self._show(event["stage"], total=None)
+        elif kind in ("step", "epoch"):
+            self._show(event["label"], total=event["total_steps"])
+            note = f"loss {event['loss']:.4g}" + (
+                f", metric {event['metric']:.4g}" if event["metric"] is not None else ""
+            )
+            self.bar.update(self.task, completed=event["step"], note=note)
+        elif kind == "search_started":
+            self.trials.clear()
+            self._show(event["stage"], total=event["trials"])
+        elif kind == "trial_started":
+            self.trials[event["trial"]] = {"state": "running", "params": event["params"], "epochs": 0, "metric": None}
+        elif kind == "trial_epoch":
+            row = self.trials.setdefault(event["trial"], {"state": "running", "params": {}, "epochs": 0})
+            row["epochs"], row["metric"] = row["epochs"] + 1, event["metric"]
+        elif kind == "trial":
+            value = event["values"].get("metric", event["curve"][-1] if event["curve"] else None)
+            self.trials[event["number"]] = {**{k: event[k] for k in ("state", "params", "epochs")}, "metric": value}
+            self.bar.advance(self.task)
+        if kind in ("stage", "prepared", "connected", "workers_started", "restart", "resumed", "failed", "started"):
+            self.console.print(f"  {describe(event)}", highlight=False, markup=False)
+        if kind == "stage":
+            self.trials.clear() if event["stage"].startswith("search") else None
+
+    def _show(self, label: str, total: int | None) -> None:
+        if label != self.label:
+            self.label = label
+            self.bar.reset(self.task, description=label, total=total, note="")
+
+    def _render(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+
+        if not self.trials:
+            return self.bar
+        table = Table(box=None, padding=(0, 2), title_justify="left")
+        for column in ("trial", "state", "epochs", "metric", "values"):
+            table.add_column(column, justify="left" if column in ("state", "values") else "right")
+        for number in sorted(self.trials)[-self.ROWS :]:
+            row = self.trials[number]
+            metric = row.get("metric")
+            values = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row["params"].items())
+            table.add_row(
+                str(number), row["state"], str(row["epochs"]), "" if metric is None else f"{metric:.4g}", values
+            )
+        return Group(table, self.bar)
+
+
+@contextmanager
+def progress_on(out: TextIO, *, quiet: bool) -> Iterator[Any]:
+    """A listener for a run's events: live on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet:
+        yield lambda event: None
+    elif out.isatty():
+        from rich.console import Console
+
+        live = LiveProgress(Console(file=out))
+        with live.live:
+            yield live
+    else:
+        yield PlainProgress(out)

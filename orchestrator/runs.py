@@ -1,0 +1,310 @@
+"""Where things stand on disk: the run's own folder, and the stages that runs share.
+
+    <storage>/<run_id>/                spec.yaml, plan.json, events.jsonl, metrics.jsonl, trials.parquet, stages/,
+                                       artifacts/, report.json, report.html
+    <storage>/stages/<hash>/           a complete stage: its files, and manifest.json, written last
+    <storage>/stages/<hash>.partial/   one at work, or broken off: the next attempt goes on from what is there
+    <storage>/datasets/<fingerprint>/  prepared data
+
+A stage is written below `.partial`, its manifest last, then the folder is renamed: what has its final name is whole.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from jobs.errors import SpecError, StorageError
+from jobs.hashing import digest_file, digest_json
+from jobs.records import FileRecord, StageManifest
+from jobs.spec import JobSpec
+from jobs.storage import fsync, read_json, storage_errors, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$")
+RESERVED = ("stages", "datasets")
+CLAIM_TIMEOUT_S = 24 * 3600.0
+_VERSIONS = (
+    "thresher",
+    "torch",
+    "deepspeed",
+    "ray",
+    "onnx",
+    "onnxruntime",
+    "torch-pruning",
+    "optuna",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that results may depend on; recorded, and no part of a stage's hash."""
+    return {name: metadata.version(name) for name in _VERSIONS}
+
+
+def stage_hash(stage: str, *, inputs: dict[str, str], config: dict[str, Any], code: str, schema_version: int) -> str:
+    """The address of a stage's result: what went in, what was asked, whose code, in which format."""
+    document = {"stage": stage, "inputs": inputs, "config": config, "code": code, "schema": schema_version}
+    return digest_json(document)[:32]
+
+
+class Storage:
+    """The folder that runs, stages and data sets live in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    @classmethod
+    def at(cls, place: str | Path) -> "Storage":
+        """A local folder. Raises SpecError for addresses of object stores."""
+        if "://" in str(place):
+            raise SpecError.at("--runs", "not supported yet: storage on an object store", str(place), "a folder")
+        return cls(Path(place))
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    def stage(self, digest: str) -> Path:
+        return self.root / "stages" / digest
+
+    def manifest(self, digest: str) -> StageManifest | None:
+        """The manifest of a complete stage whose files are all there, or None."""
+        folder = self.stage(digest)
+        try:
+            manifest = StageManifest.from_json(read_json(folder / MANIFEST))
+            if all((folder / file.path).stat().st_size == file.bytes for file in manifest.files):
+                return manifest
+            logger.warning("stage %s in %s has files of another size and runs again", manifest.stage, folder)
+        except FileNotFoundError as error:
+            if folder.exists():
+                logger.warning("stage %s is not whole (%s) and runs again", folder, error)
+        except (OSError, ValueError) as error:
+            logger.warning("stage %s has a damaged manifest (%s) and runs again", folder, error)
+        return None
+
+    @contextmanager
+    def claim(self, digest: str, timeout_s: float = CLAIM_TIMEOUT_S) -> Iterator[None]:
+        """Holds a stage alone; the claim ends with the process, however that ends. Raises StorageError."""
+        path = self.root / "stages" / f".{digest}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            deadline = time.monotonic() + timeout_s
+            while not _try_lock(lock):
+                if time.monotonic() > deadline:
+                    raise StorageError(f"another process has held the stage {digest} for {timeout_s:.0f} s")
+                time.sleep(0.2)
+            yield
+
+    def perform(
+        self,
+        stage: str,
+        *,
+        inputs: dict[str, str],
+        config: dict[str, Any],
+        code: str,
+        schema_version: int,
+        do: Callable[[Path], dict[str, Any] | None],
+    ) -> tuple[StageManifest | None, bool]:
+        """The stage's manifest, and whether it was there already.
+
+        `do` writes files below the folder it is given and returns the stage's result; None means that it stopped
+        early, and then nothing is committed and the next attempt goes on from what it left.
+        """
+        digest = stage_hash(stage, inputs=inputs, config=config, code=code, schema_version=schema_version)
+        if manifest := self.manifest(digest):
+            return manifest, True
+        with self.claim(digest):
+            if manifest := self.manifest(digest):
+                return manifest, True
+            partial = self.stage(digest).with_suffix(".partial")
+            with storage_errors(partial):
+                shutil.rmtree(self.stage(digest), ignore_errors=True)  # damaged, or manifest() had found it
+                partial.mkdir(parents=True, exist_ok=True)
+                started = time.monotonic()
+                result = do(partial)
+                if result is None:
+                    return None, False
+                shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+                manifest = StageManifest(
+                    stage=stage,
+                    hash=digest,
+                    schema_version=schema_version,
+                    inputs=inputs,
+                    config=config,
+                    files=_files_below(partial),
+                    result=result,
+                    seconds=time.monotonic() - started,
+                    versions=versions(),
+                    finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                )
+                # The manifest is last inside, the rename is last of all: either alone tells a whole stage.
+                write_json(partial / MANIFEST, manifest.to_json())
+                partial.rename(self.stage(digest))
+                fsync(self.stage(digest).parent)
+        return manifest, False
+
+    def create_run(self, spec: JobSpec) -> "Run":
+        """A new run directory with a unique name, holding the spec."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = self.root / f"{spec.name}-{stamp}-{secrets.token_hex(3)}"
+        with storage_errors(folder):
+            folder.mkdir(parents=True)
+            write_text(folder / "spec.yaml", yaml.safe_dump(spec.document(), sort_keys=False, allow_unicode=True))
+        return Run(folder)
+
+    def find_run(self, name: str) -> "Run":
+        """A run by directory or by id. Raises SpecError with the nearest id."""
+        import difflib
+
+        folder = Path(name) if Path(name).is_dir() else self.root / name
+        known = self.run_ids()
+        if not (folder / "spec.yaml").is_file() or (folder.parent == self.root and not RUN_ID.match(folder.name)):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            raise SpecError.at("RUN", f"no run {name!r} below {self.root}", nearest=near[0] if near else None)
+        return Run(folder.absolute())
+
+    def run_ids(self) -> list[str]:
+        """The runs in this storage, oldest first."""
+        folders = [p.parent for p in self.root.glob("*/spec.yaml") if p.parent.name not in RESERVED]
+        return [folder.name for folder in sorted(folders, key=lambda f: f.stat().st_mtime)]
+
+    def clean(self, *, dry_run: bool) -> tuple[list[Path], int]:
+        """Removes stages and data sets that no run refers to; returns them and their bytes.
+
+        What a living process works on is claimed and stays.
+        """
+        used: set[str] = set()
+        for run_id in self.run_ids():
+            used |= Run(self.root / run_id).references()
+        victims: list[Path] = []
+        for path in [*(self.root / "stages").glob("[0-9a-f]*"), *self.datasets.glob("[0-9a-f]*")]:
+            digest = path.name.split(".")[0]
+            if digest in used or not path.is_dir():
+                continue
+            lock_path = path.parent / f".{digest}.lock"
+            with lock_path.open("a") as lock:
+                if not _try_lock(lock):
+                    continue
+                victims.append(path)
+        size = sum(f.stat().st_size for path in victims for f in path.rglob("*") if f.is_file())
+        if not dry_run:
+            for path in victims:
+                # The manifest goes first: a clean broken off half way leaves nothing that looks whole.
+                (path / MANIFEST).unlink(missing_ok=True)
+                (path / "dataset.json").unlink(missing_ok=True)
+                shutil.rmtree(path)
+        return victims, size
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _files_below(folder: Path) -> tuple[FileRecord, ...]:
+    return tuple(
+        FileRecord(path=str(p.relative_to(folder)), bytes=p.stat().st_size, sha256=digest_file(p))
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MANIFEST
+    )
+
+
+class Run:
+    """One execution in one directory. Events and metrics are appended; everything else is written whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def spec(self) -> JobSpec:
+        return JobSpec.load(self.folder / "spec.yaml")
+
+    @contextmanager
+    def driving(self) -> Iterator[None]:
+        """Makes this process the run's only driver. Raises SpecError naming the one that lives."""
+        path = self.folder / ".driver"
+        with path.open("a+") as lock:
+            if not _try_lock(lock):
+                lock.seek(0)
+                raise SpecError.at("RUN", f"{self.id} is driven by process {lock.read().strip() or '?'}, which lives")
+            lock.seek(0)
+            lock.truncate()
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Appends to events.jsonl and tells the listeners."""
+        record = {"t": time.time(), "event": event, **fields}
+        self._append("events.jsonl", record)
+        for listener in self.listeners:
+            listener(record)
+
+    def metric(self, **fields: Any) -> None:
+        """Appends a measurement to metrics.jsonl: {t, stage, trial, epoch, step, split, loss, metric, lr}."""
+        self._append("metrics.jsonl", {"t": time.time(), **fields})
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        line = json.dumps(record, ensure_ascii=False, default=str) + "\n"
+        with storage_errors(self.folder / name):
+            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+
+    def events(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "events.jsonl")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "metrics.jsonl")
+
+    def refer(self, name: str, manifest: StageManifest, *, reused: bool) -> None:
+        """Notes that this run uses a stage, so that `thresher clean` keeps it."""
+        path = self.folder / "stages" / name / MANIFEST
+        if reused and path.exists() and read_json(path)["hash"] == manifest.hash:
+            return  # this run made it, before it was resumed
+        write_json(path, manifest.to_json() | {"reused": reused})
+
+    def references(self) -> set[str]:
+        """Hashes of the stages and fingerprints of the data sets that this run refers to."""
+        found = {read_json(path)["hash"] for path in (self.folder / "stages").rglob(MANIFEST)}
+        found |= {event["dataset"] for event in self.events() if "dataset" in event}
+        found |= {event["stage_hash"] for event in self.events() if "stage_hash" in event}
+        return found
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line that a crash cut off is passed over."""
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records

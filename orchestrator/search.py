@@ -1,0 +1,445 @@
+"""The search: Ray Tune runs the trials, Optuna is asked and told by ourselves, warm gangs do the work.
+
+Ray's own Optuna adapter (2.60) books a trial that ASHA stopped as complete and leaves a NaN trial running; here a
+stopped trial is told as PRUNED, a diverged or lost one as FAIL, and the budget as a constraint. The study is an Optuna
+journal file, which optuna-dashboard opens and which a resumed search goes on from.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cluster.gang import Gang
+from cluster.placement import bundles
+from jobs.context import WorkRef
+from jobs.errors import Interrupted, JobFailed
+from jobs.records import Trial
+from jobs.spec import JobSpec
+from jobs.spec.search import Dimension, Phase, Search
+from orchestrator.runs import Storage
+from orchestrator.stages import Stages
+from orchestrator.trials import TrialTask, failed_trial, run_trial
+
+logger = logging.getLogger(__name__)
+
+STEP_TIMEOUT_S = 3600.0
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """One phase of a search.
+
+    Attributes:
+        base: what the trials differ from.
+        folder: where the study and the finished trials are kept; a search that was broken off goes on from there.
+        slots: how many trials fit the free resources at a time.
+    """
+
+    base: JobSpec
+    phase: Phase
+    storage: Path
+    dataset: Path
+    code: str
+    zero_stage: int
+    folder: Path
+    slots: int
+    on_trial: Callable[[Trial], None]
+    on_event: Callable[[dict[str, Any]], None]
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+
+    @property
+    def search(self) -> Search:
+        assert self.base.search is not None
+        return self.base.search
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """Optuna's form of a dimension."""
+    if dimension.choice is not None:
+        return CategoricalDistribution(dimension.choice)
+    assert dimension.bounds is not None
+    low, high = dimension.bounds
+    if dimension.int_uniform or dimension.int_loguniform:
+        return IntDistribution(int(low), int(high), log=dimension.int_loguniform is not None)
+    return FloatDistribution(low, high, log=dimension.loguniform is not None)
+
+
+def directions(spec: JobSpec, phase: Phase) -> dict[str, str]:
+    """The objectives of a phase. Training keys alone change no file: that phase looks at the metric only."""
+    assert spec.search is not None
+    found = {"metric": spec.metric_direction}
+    if phase != "train":
+        named = spec.search.objectives.model_dump(exclude_none=True)
+        found |= {name: "min" for name in ("latency_ms", "bytes") if name in named}
+    return dict(found)
+
+
+class Study:
+    """Optuna's study of one phase, kept in a file. A trial's sampler seed is a function of (seed, number) alone."""
+
+    def __init__(self, task: SearchTask) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        search = task.search
+        task.folder.mkdir(parents=True, exist_ok=True)
+        self.search = search
+        self.objectives = directions(task.base, task.phase)
+        self.space = {key: distribution(dim) for key, dim in search.dimensions(task.phase).items()}
+        dims = search.dimensions(task.phase)
+        self.grid = (
+            list(itertools.product(*(dims[key].grid or () for key in dims))) if search.algorithm == "grid" else []
+        )
+        self.study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(task.folder / "study.log"))),
+            study_name=f"{task.base.name}/{task.phase}",
+            directions=["maximize" if d == "max" else "minimize" for d in self.objectives.values()],
+            load_if_exists=True,
+        )
+        self._asked: dict[int, optuna.Trial] = {}
+        self._repeat = self._orphans()
+
+    def _orphans(self) -> list[dict[str, Any]]:
+        """Trials that were running when an earlier driver died: booked as failed, and their values tried again."""
+        lost = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in lost:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        return [dict(trial.params) for trial in lost]
+
+    def _sampler(self, number: int) -> BaseSampler:
+        seed = int.from_bytes(hashlib.sha256(f"{self.search.seed}/{number}".encode()).digest()[:4], "big")
+        if self.search.algorithm == "random":
+            return RandomSampler(seed=seed)
+        return TPESampler(
+            seed=seed,
+            multivariate=True,
+            constant_liar=True,
+        )
+
+    def ask(self, index: int) -> tuple[int, dict[str, Any]]:
+        """The next trial's number and values; `index` counts the trials of the search, for the grid."""
+        if self._repeat:
+            self.study.enqueue_trial(self._repeat.pop(0))
+        elif self.grid:
+            self.study.enqueue_trial(dict(zip(self.space, self.grid[index % len(self.grid)], strict=True)))
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = self._sampler(number)
+        trial = self.study.ask(self.space)
+        self._asked[trial.number] = trial
+        return trial.number, dict(trial.params)
+
+    def intermediate(self, number: int, epoch: int, metric: float) -> None:
+        if len(self.objectives) == 1:
+            self._asked[number].report(metric, epoch)
+
+    def tell(self, trial: Trial) -> None:
+        """Books a trial as what it was."""
+        asked = self._asked.pop(trial.number)
+        asked.set_user_attr("cause", trial.cause)
+        if trial.state == "completed":
+            asked.set_constraint("budget", trial.violation)
+            self.study.tell(asked, [trial.values[name] for name in self.objectives])
+        elif trial.state == "pruned":
+            self.study.tell(asked, state=TrialState.PRUNED)
+        else:
+            self.study.tell(asked, state=TrialState.FAIL)
+
+
+class TrialActor(tune.Trainable):
+    """A seat for trials: keeps its gang of workers warm from one to the next.
+
+    The trial runs in a thread and hands over its epochs; each `step` of Tune takes one, so that the scheduler can stop
+    the trial between two of them.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        shared = config["shared"]
+        self.base = JobSpec.parse(shared["spec"])
+        self.phase: Phase = shared["phase"]
+        self.gang: Gang | None = None
+        self.gang_s = 0.0
+        self.stages = Stages(
+            storage=Storage.at(shared["storage"]),
+            code=shared["code"],
+            dataset=Path(shared["dataset"]),
+            group=self._workers,
+            zero_stage=shared["zero_stage"],
+            micro_batch=shared["micro_batch"],
+            max_failures=self.base.retry.max_failures,
+            on_report=lambda report: None,
+            on_stage=lambda name, manifest, reused: None,
+            should_stop=lambda: self.stopping.is_set(),
+            timing="trial",
+        )
+        self._begin(config)
+
+    def _workers(self) -> Gang:
+        if self.gang is None:
+            started = time.monotonic()
+            resources = self.base.resources
+            self.gang = Gang(
+                self.base.num_workers,
+                resources.cpus_per_worker,
+                resources.gpus_per_worker,
+                warm_up=WorkRef("jobs.train.mesh:warm_up"),
+                placement_group=ray.util.get_current_placement_group(),
+                first_bundle=1,
+            )
+            self.gang_s = time.monotonic() - started
+        return self.gang
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.epochs: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.stopping = threading.Event()
+        task = TrialTask(number=config["number"], phase=self.phase, params=config["params"])
+        self.thread = threading.Thread(target=self._run, args=(task, self.epochs), daemon=True)
+        self.thread.start()
+
+    def _run(self, task: TrialTask, epochs: "queue.Queue[dict[str, Any]]") -> None:
+        started = time.monotonic()
+        try:
+            trial = run_trial(task, self.base, self.stages, epochs.put)
+        except Exception as error:  # noqa: BLE001 - it ends this trial, and is booked with its cause
+            logger.exception("trial %d failed", task.number)
+            cause = f"{type(error).__name__}: {error}"
+            trial = failed_trial(task, cause, seconds=time.monotonic() - started)
+        epochs.put({"trial": trial.to_json()})
+
+    def step(self) -> dict[str, Any]:
+        try:
+            item = self.epochs.get(timeout=STEP_TIMEOUT_S)
+        except queue.Empty:
+            raise JobFailed(f"the trial has shown no epoch for {STEP_TIMEOUT_S:.0f} s") from None
+        if "trial" in item:
+            metric = item["trial"]["values"].get("metric")
+            # Tune flattens what is nested, hence the text; it wants the metric always, and ASHA's percentiles pass over NaN.
+            metric = math.nan if metric is None else metric
+            return {"done": True, "record": json.dumps(item["trial"]), "metric": metric, "gang_s": self.gang_s}
+        return {"metric": item["metric"], "report": json.dumps(item)}
+
+    def _end(self) -> None:
+        self.stopping.set()
+        self.thread.join(STOP_TIMEOUT_S)
+        if self.thread.is_alive():
+            raise JobFailed(f"the trial did not stop within {STOP_TIMEOUT_S:.0f} s")
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._end()
+        if self.gang is not None:
+            self.gang.stop()
+
+
+class _Asker(Searcher):
+    """Tune's view of the study: suggests, and books what became of the trials."""
+
+    def __init__(self, task: SearchTask, study: Study, finished: list[Trial], total: int) -> None:
+        super().__init__(metric="metric", mode=task.base.metric_direction)
+        self.task, self.study, self.finished, self.total = task, study, finished, total
+        self.started = len(finished)
+        self.live: dict[str, TrialTask] = {}
+        self.curves: dict[str, list[dict[str, Any]]] = {}
+        self.since: dict[str, float] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.started >= self.total or self.task.should_stop():
+            return Searcher.FINISHED
+        number, params = self.study.ask(self.started)
+        self.started += 1
+        self.live[trial_id] = TrialTask(number, self.task.phase, params)
+        self.curves[trial_id], self.since[trial_id] = [], time.monotonic()
+        self.task.on_event({"event": "trial_started", "phase": self.task.phase, "trial": number, "params": params})
+        return {"number": number, "params": params}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if "report" not in result:
+            return
+        report = json.loads(result["report"])
+        number = self.live[trial_id].number
+        self.curves[trial_id].append(report)
+        self.study.intermediate(number, len(self.curves[trial_id]), report["metric"])
+        self.task.on_event({"event": "trial_epoch", "phase": self.task.phase, "trial": number, **_row(report)})
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result and "record" not in result:
+            self.on_trial_result(trial_id, result)  # Tune shows the result that led to a stop here alone
+        task = self.live.pop(trial_id)
+        record = (result or {}).get("record")
+        if record is not None:
+            trial = Trial.from_json(json.loads(record))
+        else:
+            curve = self.curves[trial_id]
+            last = curve[-1] if curve else {"step": 0}
+            trial = Trial(
+                number=task.number,
+                phase=task.phase,
+                params=task.params,
+                state="failed" if error else "pruned",
+                cause="the process that ran the trial was lost" if error else f"stopped by the scheduler after {len(curve)} epochs",
+                values={},
+                curve=tuple(report["metric"] for report in curve),
+                seconds=time.monotonic() - self.since[trial_id],
+                steps=last["step"],
+                epochs=len(curve),
+            )
+        self.study.tell(trial)
+        self.finished.append(trial)
+        self.task.on_trial(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune asks for a checkpoint of the searcher; the study is in its own file already."""
+        Path(checkpoint_path).write_text(json.dumps({"study": str(self.task.folder)}))
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search goes on from its study's file")
+
+
+def _row(report: dict[str, Any]) -> dict[str, Any]:
+    return {key: report.get(key) for key in ("epoch", "step", "split", "loss", "metric", "lr")}
+
+
+def run_search(task: SearchTask) -> list[Trial]:
+    """Runs one phase to its end; trials that an earlier attempt finished are kept.
+
+    Raises:
+        JobFailed: every trial failed; the causes are counted.
+        Interrupted: `should_stop` asked for an early end.
+    """
+    search, phase = task.search, task.phase
+    total = search.num_trials(phase)
+    finished = _finished(task.folder)
+    study = Study(task)
+    if len(finished) < total:
+        _tune(task, study, finished, total)
+    if task.should_stop():
+        raise Interrupted("the search was stopped; finished trials are kept")
+    if not any(trial.state == "completed" for trial in finished):
+        causes: dict[str, int] = {}
+        for trial in finished:
+            causes[trial.cause] = causes.get(trial.cause, 0) + 1
+        counted = "; ".join(f"{count} × {cause}" for cause, count in sorted(causes.items(), key=lambda i: -i[1]))
+        shutil.rmtree(task.folder)  # nothing worth keeping: the next attempt begins anew
+        raise JobFailed(f"none of the {len(finished)} trials completed: {counted}")
+    return sorted(finished, key=lambda trial: trial.number)
+
+
+def _tune(task: SearchTask, study: Study, finished: list[Trial], total: int) -> None:
+    base, search = task.base, task.search
+    resources = base.resources
+    workers = bundles(base.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    concurrency = max(1, min(search.concurrency or task.slots, task.slots, total - len(finished)))
+    asker = _Asker(task, study, finished, total)
+    shared = {
+        "spec": base.document(),
+        "phase": task.phase,
+        "storage": str(task.storage),
+        "dataset": str(task.dataset),
+        "code": task.code,
+        "zero_stage": task.zero_stage,
+        "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
+    }
+    scratch = task.folder / "tune"
+    tuner = tune.Tuner(
+        tune.with_resources(
+            TrialActor,
+            # The actor itself only waits; its gang has the bundles after the first.
+            PlacementGroupFactory([{"CPU": 0.001}, *workers]),
+        ),
+        param_space={"shared": shared},
+        tune_config=tune.TuneConfig(
+            search_alg=asker,
+            scheduler=_scheduler(base, task.phase),
+            num_samples=total - len(finished),
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{task.phase}-{time.time_ns()}",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        with _quiet_tune():
+            tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Keeps Tune's own tables off the terminal, and leaves an interruption to whoever drives the job."""
+    wanted = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    tune_log = logging.getLogger("ray.tune")
+    level = tune_log.level
+    if not os.environ.get("THRESHER_DEBUG"):
+        tune_log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        tune_log.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _scheduler(spec: JobSpec, phase: Phase) -> TrialScheduler:
+    search = spec.search
+    assert search is not None
+    epochs = spec.train.epochs
+    if phase == "compress" or search.scheduler == "none" or epochs is None or epochs <= search.grace_epochs:
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="training_iteration",
+        metric="metric",
+        mode=spec.metric_direction,
+        max_t=epochs + 1,  # the last result is the trial's end, not an epoch
+        grace_period=search.grace_epochs,
+        reduction_factor=3,
+    )
+
+
+def keep(folder: Path, trial: Trial) -> None:
+    """Appends a finished trial; the file survives the driver."""
+    with (folder / "trials.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(trial.to_json()) + "\n")
+        file.flush()
+
+
+def _finished(folder: Path) -> list[Trial]:
+    from orchestrator.runs import read_lines
+
+    return [Trial.from_json(document) for document in read_lines(folder / "trials.jsonl")]

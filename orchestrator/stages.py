@@ -1,0 +1,318 @@
+"""Every stage once: what its hash covers, and which work does it. The pipeline and the trials call the same ones.
+
+A stage whose manifest is there is not run again, whoever made it: the training of a trial is the training of the
+winner.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.workers import WorkerGroup, run_work
+from jobs.context import WorkRef
+from jobs.errors import Interrupted, QuantizationFailed, WorkerLost
+from jobs.records import StageManifest
+from jobs.requests import (
+    CandidateFile,
+    ExportRequest,
+    MeasureRequest,
+    PruneRequest,
+    QuantizeRequest,
+    Recipe,
+    ScoreRequest,
+    TrainRequest,
+)
+from jobs.spec import JobSpec
+from jobs.spec.search import Phase
+from orchestrator.environment import timing_host
+from orchestrator.runs import Storage
+
+SCHEMA_VERSIONS = {"train": 1, "prune": 1, "export": 1, "quantize": 1, "measure": 1, "test": 1, "search": 1}
+TIMING_S = {"trial": 0.2, "final": 1.0}
+"""Seconds of latency measurement for each file."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate on its way: a stored or exported model and where it comes from."""
+
+    name: str
+    parent: str | None
+    stage: str
+    manifest: StageManifest
+    """Of the stage that exported or quantized it: holds model.onnx."""
+    stored: StageManifest
+    """Of the stage that trained or pruned it: holds model/."""
+    float_manifest: StageManifest
+    """Of the export of the float model that it is, or was quantized from."""
+    recipe: dict[str, Any]
+
+
+def train_config(spec: JobSpec) -> dict[str, Any]:
+    """What a training's result depends on, beside the data and the user's code. No layout, no retries, no paths."""
+    resolved = spec.resolved()
+    train = {key: value for key, value in resolved["train"].items() if key != "checkpoint"}
+    data = {key: resolved["data"][key] for key in ("normalize", "augment")}
+    return {"model": resolved["model"], "train": train, "data": data, "metric": spec.metric}
+
+
+def prune_config(spec: JobSpec) -> dict[str, Any]:
+    return {"prune": spec.resolved()["compress"]["prune"]}
+
+
+def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
+    """What a search's result depends on: the space, the algorithm, and the base that trials differ from."""
+    assert spec.search is not None
+    search = {k: v for k, v in spec.resolved()["search"].items() if k not in ("concurrency", "winners")}
+    config = {"phase": phase, "search": search, "train": train_config(spec)}
+    if phase != "train":
+        config["compress"] = spec.resolved()["compress"]
+    return config
+
+
+class Stages:
+    """The stages of one job on one group of workers.
+
+    Args:
+        code: digest of the user's modules, or "" where the spec uses none.
+        dataset: folder of the prepared data set; its name is the fingerprint.
+        group: gives the workers; called when the first stage really has to run.
+        layout: ZeRO stage and micro-batch, as planned.
+        on_report: gets what the work reports while it runs.
+        on_stage: gets (name, manifest, reused) of each stage that is complete.
+        should_stop: asked while work runs; True ends it early.
+    """
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        code: str,
+        dataset: Path,
+        group: Callable[[], WorkerGroup],
+        zero_stage: int,
+        micro_batch: int | None,
+        max_failures: int,
+        on_report: Report,
+        on_stage: Callable[[str, StageManifest, bool], None],
+        should_stop: Callable[[], bool],
+        timing: str = "final",
+    ) -> None:
+        self.storage = storage
+        self.code = code
+        self.dataset = dataset
+        self.group = group
+        self.zero_stage = zero_stage
+        self.micro_batch = micro_batch
+        self.max_failures = max_failures
+        self.on_report = on_report
+        self.on_stage = on_stage
+        self.should_stop = should_stop
+        self.timing = timing
+
+    def _perform(
+        self,
+        stage: str,
+        name: str,
+        *,
+        inputs: dict[str, str],
+        config: dict[str, Any],
+        work: str,
+        request: Callable[[Path], Any],
+        code: str = "",
+    ) -> StageManifest:
+        def restarted(loss: WorkerLost, count: int) -> None:
+            self.on_report({"event": "restart", "stage": name, "cause": str(loss), "count": count})
+
+        def do(folder: Path) -> dict[str, Any] | None:
+            self.on_report({"event": "stage_started", "stage": name})
+            result = run_work(
+                self.group(),
+                WorkRef(work),
+                request(folder),
+                on_report=self.on_report,
+                on_restart=restarted,
+                should_stop=self.should_stop,
+                max_failures=self.max_failures,
+            )
+            return None if result.get("stopped") else result
+
+        manifest, reused = self.storage.perform(
+            stage,
+            inputs=inputs,
+            config=config,
+            code=code,
+            schema_version=SCHEMA_VERSIONS[stage],
+            do=do,
+        )
+        if manifest is None:
+            raise Interrupted(f"{name} was stopped; what it did so far is kept")
+        self.on_stage(name, manifest, reused)
+        return manifest
+
+    def folder(self, manifest: StageManifest) -> Path:
+        return self.storage.stage(manifest.hash)
+
+    def train(self, spec: JobSpec, name: str = "train") -> StageManifest:
+        return self._perform(
+            "train",
+            name,
+            inputs={"dataset": self.dataset.name},
+            config=train_config(spec),
+            code=self.code,
+            work="jobs.train.work:train",
+            request=lambda folder: TrainRequest(
+                model=spec.resolved()["model"], recipe=self._recipe(spec), dataset=self.dataset, folder=folder
+            ),
+        )
+
+    def prune(self, spec: JobSpec, parent: StageManifest, name: str = "prune") -> StageManifest:
+        section = spec.compress.prune
+        assert section is not None
+        return self._perform(
+            "prune",
+            name,
+            inputs={"dataset": self.dataset.name, "parent": parent.hash},
+            config=prune_config(spec),
+            code=self.code,
+            work="jobs.compress.work:prune",
+            request=lambda folder: PruneRequest(
+                prune=section,
+                parent=self.folder(parent) / "model",
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
+                folder=folder,
+            ),
+        )
+
+    def export(self, spec: JobSpec, stored: StageManifest, name: str) -> StageManifest:
+        normalize = spec.data.normalize
+        return self._perform(
+            "export",
+            name,
+            inputs={"model": stored.hash},
+            config={"normalize": normalize},
+            code=self.code,
+            work="jobs.export.work:export",
+            request=lambda folder: ExportRequest(
+                model=self.folder(stored) / "model",
+                dataset=self.dataset,
+                normalize=normalize,
+                folder=folder,
+                metadata={"producer": "thresher", "stage_hash": stored.hash, "dataset": self.dataset.name},
+            ),
+        )
+
+    def quantize(self, spec: JobSpec, exported: StageManifest, scheme: str, name: str) -> StageManifest:
+        normalize = spec.data.normalize
+        return self._perform(
+            "quantize",
+            name,
+            inputs={"dataset": self.dataset.name, "onnx": exported.hash},
+            config={"scheme": scheme, "normalize": normalize},
+            work="jobs.compress.work:quantize",
+            request=lambda folder: QuantizeRequest(
+                source=self.folder(exported) / "model.onnx",
+                scheme=scheme,
+                dataset=self.dataset,
+                normalize=normalize,
+                folder=folder,
+            ),
+        )
+
+    def measure(self, spec: JobSpec, models: list[Model], dense: str, name: str = "measure") -> StageManifest:
+        return self._perform(
+            "measure",
+            name,
+            inputs={"dataset": self.dataset.name, **{model.name: model.manifest.hash for model in models}},
+            config={"dense": dense, "metric": spec.metric, "host": timing_host(), "timing": self.timing},
+            work="jobs.measure.work:measure",
+            request=lambda folder: MeasureRequest(
+                candidates=tuple(
+                    CandidateFile(
+                        name=model.name,
+                        file=self.folder(model.manifest) / "model.onnx",
+                        float_file=self.folder(model.float_manifest) / "model.onnx",
+                        parity=model.manifest.result["parity"],
+                    )
+                    for model in models
+                ),
+                dense=dense,
+                dataset=self.dataset,
+                normalize=spec.data.normalize,
+                metric=spec.metric,
+                split="validation",
+                latency_s=TIMING_S[self.timing],
+            ),
+        )
+
+    def test(self, spec: JobSpec, models: list[Model], name: str = "test") -> StageManifest:
+        return self._perform(
+            "test",
+            name,
+            inputs={"dataset": self.dataset.name, **{model.name: model.manifest.hash for model in models}},
+            config={"metric": spec.metric},
+            work="jobs.measure.work:score",
+            request=lambda folder: ScoreRequest(
+                files={model.name: self.folder(model.manifest) / "model.onnx" for model in models},
+                dataset=self.dataset,
+                normalize=spec.data.normalize,
+                metric=spec.metric,
+                split="test",
+            ),
+        )
+
+    def _recipe(self, spec: JobSpec) -> Recipe:
+        return Recipe(
+            train=spec.train,
+            data=spec.data,
+            metric=spec.metric,
+            zero_stage=self.zero_stage,
+            micro_batch=self.micro_batch,
+        )
+
+    def family(self, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:
+        """The dense model and all that the spec's `compress:` makes of it, exported: parents before children."""
+        stored = {f"dense{suffix}": dense}
+        if spec.compress.prune is not None:
+            stored[f"pruned{suffix}"] = self.prune(spec, dense, f"prune{suffix}")
+        models: list[Model] = []
+        for name, source in stored.items():
+            exported = self.export(spec, source, f"export/{name}")
+            pruned = source is not dense
+            models.append(
+                Model(
+                    name=name,
+                    parent=f"dense{suffix}" if pruned else None,
+                    stage="prune" if pruned else "dense",
+                    manifest=exported,
+                    stored=source,
+                    float_manifest=exported,
+                    recipe=prune_config(spec) if pruned else train_config(spec),
+                )
+            )
+            schemes = spec.compress.quantize.schemes if spec.compress.quantize else ()
+            for scheme in schemes:
+                try:
+                    quantized = self.quantize(spec, exported, scheme, f"quantize/{name}-{scheme}")
+                except QuantizationFailed as error:
+                    self.on_report({"event": "refused", "artifact": f"{name}-{scheme}", "reason": str(error)})
+                    continue
+                models.append(
+                    Model(
+                        name=f"{name}-{scheme}",
+                        parent=name,
+                        stage="quantize",
+                        manifest=quantized,
+                        stored=source,
+                        float_manifest=exported,
+                        recipe={
+                            "scheme": scheme,
+                            **{k: v for k, v in quantized.result.items() if k != "parity"},
+                        },
+                    )
+                )
+        return models

@@ -1,0 +1,199 @@
+"""The top of the page: what was selected, what it gained, and the figures to know a run by."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from jobs.records import Artifact, RunReport
+from orchestrator.charts import svg
+from orchestrator.units import (
+    format_amount,
+    format_bytes,
+    format_change,
+    format_count,
+    format_metric,
+    format_ms,
+    format_ratio,
+    format_seconds,
+)
+from orchestrator.verdict import p50
+from orchestrator.views.common import Subject, change_interval, dig, show
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One big figure. `share` is the bar below it, as a part of the dense model's; None: no bar."""
+
+    name: str
+    value: str
+    note: str
+    share: float | None = None
+    drawing: Markup | None = None
+
+
+@dataclass(frozen=True)
+class Headline:
+    statement: Markup
+    tiles: tuple[Tile, ...]
+    facts: tuple[tuple[str, str], ...]
+
+
+def headline(report: RunReport, subject: Subject) -> Headline:
+    return Headline(
+        statement=_statement(report, subject),
+        tiles=_tiles(report, subject),
+        facts=tuple(_facts(report)),
+    )
+
+
+def _statement(report: RunReport, subject: Subject) -> Markup:
+    """One sentence: what was selected, what it gained, and whether it keeps to the budget."""
+    selected, dense = subject.selected, subject.dense
+    if selected is None:
+        words = (
+            "The run failed before an artifact was selected." if report.state == "failed" else "Nothing was selected."
+        )
+        return Markup("{}").format(words)
+    name = Markup("<b>{}</b>").format(selected.name)
+    budget = "within the budget" if selected.fits_budget else "outside the budget"
+    allowed = report.budget.get("max_metric_drop")
+    if allowed is not None:
+        budget += f" of {format_amount(subject.metric, float(allowed))}"
+    measured = selected.measurement
+    if dense is None or selected.name == dense.name:
+        figure = format_metric(subject.metric, measured.metric.value)
+        others = "" if len(subject.artifacts) == 1 else ", kept as it is"
+        tail = "" if len(subject.artifacts) == 1 and selected.fits_budget else f"; {budget}"
+        return Markup("{}, the dense model{}: {} {} on validation{}.").format(
+            name, others, subject.metric, figure, tail
+        )
+    parts = [
+        Markup("<b>{}</b> {}").format(format_ratio(ratio if ratio >= 1 else 1 / ratio), better if ratio >= 1 else worse)
+        for ratio, better, worse in (
+            (_ratio(dense.measurement.bytes, measured.bytes), "smaller", "bigger"),
+            (_ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
+        )
+        if ratio is not None
+    ]
+    sentence = Markup("{} was selected").format(name)
+    if parts:
+        sentence += Markup(": {} than the dense model").format(Markup(" and ").join(parts))
+    if (delta := measured.metric_delta) is not None:
+        sentence += Markup(", {} <b>{}</b>").format(subject.metric, format_change(subject.metric, delta.value))
+    return sentence + Markup(", {}.").format(budget)
+
+
+def _tiles(report: RunReport, subject: Subject) -> tuple[Tile, ...]:
+    selected = subject.selected or subject.dense
+    if selected is None:
+        return ()
+    dense = subject.dense or selected
+    measured, parent = selected.measurement, dense.measurement
+    tiles = [
+        _metric_tile(report, subject, selected),
+        _tile("File", measured.bytes, parent.bytes, format_bytes, ("smaller", "bigger")),
+        _tile("Latency, batch 1, p50", p50(measured), p50(parent), format_ms, ("faster", "slower")),
+        _tile("Parameters", measured.nonzero_params, parent.nonzero_params, format_count, ("fewer", "more")),
+        _tile("MACs a sample", measured.macs, parent.macs, format_count, ("fewer", "more")),
+    ]
+    return tuple(tile for tile in tiles if tile is not None)
+
+
+def _tile(name: str, ours: float, theirs: float, form: Any, words: tuple[str, str]) -> Tile | None:
+    if not ours > 0:
+        return None
+    ratio = _ratio(theirs, ours)
+    if ratio is None or ours == theirs:
+        return Tile(name, form(ours), "as the dense model", 1.0)
+    factor = format_ratio(ratio if ratio >= 1 else 1 / ratio)
+    return Tile(name, form(ours), f"{factor} {words[0] if ratio >= 1 else words[1]} than {form(theirs)}", ours / theirs)
+
+
+def _metric_tile(report: RunReport, subject: Subject, selected: Artifact) -> Tile:
+    metric, delta = selected.measurement.metric, selected.measurement.metric_delta
+    value = format_metric(metric.name, metric.value)
+    test = "" if selected.test_metric is None else f"\non test {format_metric(metric.name, selected.test_metric.value)}"
+    if delta is None:
+        low, high = (format_metric(metric.name, end) for end in metric.ci95)
+        return Tile(f"{metric.name}, {metric.split}", value, f"95 %: {low} … {high}{test}")
+    change, interval = format_change(metric.name, delta.value), change_interval(metric.name, delta.ci95)
+    return Tile(
+        f"{metric.name}, {metric.split}",
+        value,
+        f"{change} against dense\n95 %: {interval}{test}",
+        drawing=_interval(delta.value, delta.ci95, report.budget.get("max_metric_drop")),
+    )
+
+
+def _interval(value: float, ci95: tuple[float, float], allowed: Any) -> Markup:
+    """The paired difference to the dense model against zero and against the budget; better is right."""
+    width, height = 200.0, 22.0
+    marks = [value, *ci95, 0.0, *([] if allowed is None else [-float(allowed)])]
+    low, high = min(marks), max(marks)
+    air = (high - low) * 0.08 or 0.01
+
+    def at(figure: float) -> float:
+        return width * (figure - low + air) / (high - low + 2 * air)
+
+    parts = [svg.tag("line", svg.title("as good as the dense model"), x1=at(0), x2=at(0), y1=2, y2=20, class_="zero")]
+    if allowed is not None:
+        edge = at(-float(allowed))
+        parts.append(svg.tag("line", svg.title("the budget"), x1=edge, x2=edge, y1=2, y2=20, class_="budget"))
+    parts.append(svg.line(at(ci95[0]), 11, at(ci95[1]), 11, "span"))
+    parts.append(svg.tag("circle", cx=at(value), cy=11, r=4.5, class_="dot"))
+    return svg.canvas(
+        width, height, "paired difference to the dense model with its 95 % interval", *parts, class_="strip"
+    )
+
+
+def _facts(report: RunReport) -> list[tuple[str, str]]:
+    """Whatever of these the report knows."""
+    facts = []
+    source = dig(report.spec, "data.source", {})
+    if source:
+        named = source.get("name") or source.get("path")
+        facts.append(("Data", " ".join(str(part) for part in (source.get("kind"), named) if part)))
+    counts = dig(report.dataset, "num_samples", {})
+    if counts:
+        shown = (f"{counts[split]:,} {split}" for split in ("train", "validation", "test") if split in counts)
+        facts.append(("Samples", ", ".join(shown)))
+    shape = dig(report.dataset, "input_shape")
+    if shape:
+        facts.append(("Input", " × ".join(str(axis) for axis in shape)))
+    facts.append(("Model", str(dig(report.spec, "model.name", "not named"))))
+    optimizer = dig(report.spec, "train.optimizer", {})
+    if optimizer:
+        rate = optimizer.get("lr")
+        facts.append(("Optimizer", f"{optimizer.get('name', '')}{f', lr {show(rate)}' if rate is not None else ''}"))
+    length = [
+        f"{dig(report.spec, f'train.{unit}')} {unit}"
+        for unit in ("epochs", "steps")
+        if dig(report.spec, f"train.{unit}")
+    ]
+    if batch := dig(report.spec, "train.batch_size"):
+        length.append(f"batch {batch}")
+    if length:
+        facts.append(("Training", ", ".join(length)))
+    if report.layout:
+        facts.append(("Layout", _layout(report.layout)))
+    if report.search:
+        facts.append(
+            (
+                "Search",
+                f"{len(report.search.get('trials', []))} trials, {report.search.get('algorithm', '')}".rstrip(", "),
+            )
+        )
+    facts.append(("Wall time", format_seconds(report.goodput.wall_s)))
+    facts.append(("Productive", f"{100 * report.goodput.ettr:.0f} %"))
+    return facts
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    degrees = [f"{axis} {layout[axis]}" for axis in ("data", "tensor", "pipeline") if layout.get(axis, 1) != 1]
+    words = " × ".join(degrees) or "one worker"
+    return f"{words}, ZeRO {layout['zero_stage']}" if "zero_stage" in layout else words
+
+
+def _ratio(theirs: float, ours: float) -> float | None:
+    return theirs / ours if ours > 0 and theirs > 0 else None

@@ -1,0 +1,80 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.errors import ArtifactError
+from jobs.measure import measure
+from jobs.records import Measurement
+
+WriteMlp = Callable[[Path, list[np.ndarray]], Path]
+
+
+def measured(files: dict[str, Path], x: np.ndarray, targets: np.ndarray) -> dict[str, Measurement]:
+    return measure(
+        files,
+        dense="dense",
+        x=x,
+        targets=targets,
+        metric="accuracy",
+        split="validation",
+        classes=("a", "b", "c"),
+        parity=dict.fromkeys(files, 0.0),
+        macs=dict.fromkeys(files, 24),
+        latency_s=0.02,
+    )
+
+
+@pytest.fixture
+def problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples, labels, and the weights (8, 3) of a linear model that is always right."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((8, 3)), rng.standard_normal((400, 8)).astype(np.float32)
+    return x, (x @ weight).argmax(axis=1), weight
+
+
+def test_measurements_of_several_files(
+    tmp_path: Path, problem: tuple[np.ndarray, np.ndarray, np.ndarray], write_mlp: WriteMlp
+) -> None:
+    x, targets, weight = problem
+    blurred = weight + 0.5 * np.random.default_rng(1).standard_normal(weight.shape)
+    files = {
+        "dense": write_mlp(tmp_path / "dense.onnx", [weight]),
+        "worse": write_mlp(tmp_path / "worse.onnx", [blurred]),
+    }
+    found = measured(files, x, targets)
+    dense, worse = found["dense"], found["worse"]
+    assert dense.metric.value == 1.0
+    assert dense.metric_delta is None
+    assert worse.metric_delta is not None
+    assert worse.metric_delta.value == pytest.approx(worse.metric.value - 1.0)
+    assert worse.metric_delta.ci95[1] < 0.0
+    assert (dense.params, dense.bytes) == (24, files["dense"].stat().st_size)
+    assert set(dense.latency_ms) == {"batch_1", "batch_64"}
+    assert sum(map(sum, worse.details["confusion_matrix"])) == 400
+    assert Measurement.from_json(worse.to_json()) == worse
+
+
+def test_all_but_the_latency_repeats(
+    tmp_path: Path, problem: tuple[np.ndarray, np.ndarray, np.ndarray], write_mlp: WriteMlp
+) -> None:
+    x, targets, weight = problem
+    files = {
+        "dense": write_mlp(tmp_path / "d.onnx", [weight]),
+        "half": write_mlp(tmp_path / "h.onnx", [weight.round()]),
+    }
+    first, second = (
+        {name: m.model_copy(update={"latency_ms": {}}) for name, m in measured(files, x, targets).items()}
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_outputs_that_are_not_finite_are_refused(
+    tmp_path: Path, problem: tuple[np.ndarray, np.ndarray, np.ndarray], write_mlp: WriteMlp
+) -> None:
+    x, targets, weight = problem
+    files = {"dense": write_mlp(tmp_path / "dense.onnx", [weight * np.inf])}
+    with pytest.raises(ArtifactError, match=r"dense\.onnx: the outputs of 400 of 400 samples are not finite"):
+        measured(files, x, targets)

@@ -1,0 +1,53 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.errors import ArtifactError
+from jobs.measure import latencies
+from jobs.measure.latency import _interleaved
+
+WriteMlp = Callable[[Path, list[np.ndarray]], Path]
+
+
+def test_a_bigger_model_takes_longer(tmp_path: Path, write_mlp: WriteMlp) -> None:
+    files = {
+        name: write_mlp(tmp_path / f"{name}.onnx", [np.ones((64, width)), np.ones((width, 4))])
+        for name, width in {"small": 16, "large": 16_384}.items()
+    }
+    started = time.perf_counter()
+    found = latencies(files, (64,), seconds_per_file=0.1)
+    assert time.perf_counter() - started < 5.0
+    for batch in ("batch_1", "batch_64"):
+        small, large = found["small"][batch], found["large"][batch]
+        assert 0.0 < small.p50 <= small.p90
+        assert small.p50 < large.p50
+        assert small.n >= 5
+        assert large.n >= 5
+    assert found["large"]["batch_1"].p50 < found["large"]["batch_64"].p50
+
+
+def test_files_take_turns_in_rotating_order() -> None:
+    calls: list[str] = []
+
+    def run(name: str) -> None:
+        calls.append(name)
+        time.sleep(0.003)
+
+    times = _interleaved({name: lambda name=name: run(name) for name in "abc"}, seconds_per_file=0.03)
+    turns = "".join(calls[9:][::2])  # after the warm-up; a turn of this length is one uncounted run and one counted
+    assert turns[:9] == "abcbcacab"
+    assert all(3.0 <= t < 300.0 for values in times.values() for t in values)
+
+
+def test_a_slow_file_is_timed_five_times_and_no_more() -> None:
+    times = _interleaved({"slow": lambda: time.sleep(0.02)}, seconds_per_file=0.001)
+    assert len(times["slow"]) == 5
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ArtifactError):
+        latencies({"model": tmp_path / "model.onnx"}, (4,))

@@ -1,0 +1,106 @@
+"""What the tests let gangs do. Workers import this module, as they would a user's."""
+
+import os
+import signal
+import sys
+import time
+
+from jobs.errors import DataError, TrainingDiverged
+
+
+class Unknown(Exception):
+    """An exception that pickle cannot rebuild."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+def describe(context, request):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    seat = {name: os.environ[name] for name in names}
+    threads = os.environ["OMP_NUM_THREADS"], context.num_threads
+    return {"seat": seat, "threads": threads, "pid": os.getpid(), "request": request, "torch": "torch" in sys.modules}
+
+
+def count(context, request):
+    """Reports 0, 1, 2, … until asked to stop."""
+    step = 0
+    while not context.stop_requested():
+        context.report({"step": step, "sent_at": time.time()})
+        step += 1
+        time.sleep(0.05)
+    return step
+
+
+def report_burst(context, number):
+    for step in range(number):
+        context.report({"step": step})
+    return number
+
+
+def remember(context, request):
+    """A warm-up that leaves a trace in its process."""
+    os.environ["WARMED_UP"] = f"{context.rank} of {context.size}"
+
+
+def recall(context, request):
+    return os.environ["WARMED_UP"]
+
+
+def noop(context, request):
+    return request
+
+
+def sleep(context, seconds):
+    time.sleep(seconds)
+
+
+def exit_at(context, request):
+    """Rank `rank` dies at once; the others see it as a broken connection does, or not at all."""
+    if context.rank == request["rank"]:
+        context.report({"last": "words"})
+        time.sleep(0.2)
+        os._exit(3)
+    if request["echo"]:
+        time.sleep(0.1)
+        raise RuntimeError("connection closed by peer")
+    time.sleep(60)
+
+
+def exit_once(context, marker):
+    """Dies at the first attempt, and succeeds at the next."""
+    if context.rank == 1 and not os.path.exists(marker):
+        with open(marker, "w", encoding="utf-8"):
+            pass
+        os._exit(1)
+    return os.path.exists(marker)
+
+
+def freeze(context, request):
+    """The process of rank 1 stops answering anything, but does not die."""
+    if context.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+
+
+def diverge(context, request):
+    context.report({"loss": 1.0})
+    raise TrainingDiverged(f"the loss became NaN at step {request}")
+
+
+def bad_data(context, request):
+    raise DataError.at("data.source.path", "no such file", request, nearest="digits.csv")
+
+
+def stumble(context, request):
+    raise Unknown("odd", "pair")
+
+
+def fail_to_warm_up(context, request):
+    if context.rank == 1:
+        raise TrainingDiverged("cold")
+
+
+def die_warming_up(context, request):
+    if context.rank == 1:
+        os._exit(1)

@@ -1,0 +1,281 @@
+"""Gangs of real Ray actors: what they run, how they die, and that nothing of them is left."""
+
+import os
+import time
+
+import gang_works
+import pytest
+import ray
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from cluster.connect import connect
+from cluster.gang import Gang
+from cluster.placement import bundles, release, reserve
+from cluster.workers import run_work
+from jobs.errors import DataError, JobFailed, SpecError, TrainingDiverged, WorkerLost
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SOON_S = 5.0
+
+
+def held():
+    """Placement groups that exist, and CPUs that somebody holds."""
+    groups = [entry for entry in placement_group_table().values() if entry["state"] != "REMOVED"]
+    return len(groups), ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0)
+
+
+def wait_until_nothing_is_held():
+    # A few moments: the free resources that Ray tells are those of its last round of reports.
+    deadline = time.monotonic() + SOON_S
+    while held() != (0, 0.0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert held() == (0, 0.0)
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    wait_until_nothing_is_held()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A gang for the tests that leave it as they found it; replaced members are found by `start`."""
+    with connect(None), Gang(2) as gang:
+        yield gang
+
+
+@pytest.fixture
+def gang():
+    with Gang(2, silence_timeout_s=2.0) as gang:
+        yield gang
+
+
+class TestRunning:
+    """All in one warm gang."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_left(self):
+        """The shared gang is there to stay."""
+
+    def test_workers_have_a_seat_and_threads_and_no_torch(self, shared):
+        seen = run_work(shared, gang_works.describe, {"epochs": 3})
+        assert seen["seat"] | {"MASTER_PORT": ""} == {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "",
+        }
+        assert int(seen["seat"]["MASTER_PORT"]) > 0
+        assert seen["threads"] == ("1", 1)
+        assert seen["request"] == {"epochs": 3}
+        assert not seen["torch"]
+
+    def test_a_warm_gang_runs_a_hundred_works_in_no_time(self, shared):
+        process = run_work(shared, gang_works.describe, None)["pid"]
+        start = time.monotonic()
+        assert [run_work(shared, gang_works.noop, number) for number in range(100)] == list(range(100))
+        assert time.monotonic() - start < 3.0
+        assert run_work(shared, gang_works.describe, None)["pid"] == process
+
+    def test_functions_defined_on_the_spot_travel_too(self, shared):
+        factor = 3
+        assert run_work(shared, lambda context, request: request * factor, 14) == 42
+
+    def test_reports_stream_and_a_stop_ends_the_work(self, shared):
+        session = shared.start(gang_works.count, None)
+        reports = []
+        deadline = time.monotonic() + SOON_S
+        while len(reports) < 5 and time.monotonic() < deadline:
+            for report in session.next(1.0):
+                reports.append(report["step"])
+                assert time.time() - report["sent_at"] < 1.0
+        session.stop(SOON_S)
+        counted = session.result(0.0)
+        reports += [report["step"] for report in session.next(0.0)]
+        assert reports == list(range(counted))
+        assert session.done()
+
+    def test_no_report_of_a_burst_is_lost(self, shared):
+        reports = []
+        assert run_work(shared, gang_works.report_burst, 2000, on_report=reports.append) == 2000
+        assert [report["step"] for report in reports] == list(range(2000))
+
+    def test_one_work_at_a_time(self, shared):
+        session = shared.start(gang_works.count, None)
+        with pytest.raises(RuntimeError, match="one work at a time"):
+            shared.start(gang_works.noop, None)
+        with pytest.raises(TimeoutError):
+            session.result(0.1)
+        session.stop(SOON_S)
+
+    def test_our_errors_arrive_as_they_were(self, shared):
+        reports = []
+        with pytest.raises(TrainingDiverged, match="NaN at step 7") as caught:
+            run_work(shared, gang_works.diverge, 7, on_report=reports.append)
+        assert type(caught.value) is TrainingDiverged
+        assert reports == [{"loss": 1.0}]
+        with pytest.raises(DataError) as caught:
+            run_work(shared, gang_works.bad_data, "digit.csv")
+        assert caught.value.problems[0].nearest == "digits.csv"
+
+    def test_other_errors_arrive_as_job_failed_with_the_place(self, shared):
+        with pytest.raises(JobFailed, match=r"Unknown: odd(.|\n)*in stumble"):
+            run_work(shared, gang_works.stumble, None)
+        assert run_work(shared, gang_works.noop, "still warm") == "still warm"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_process_that_dies_is_a_lost_worker_at_once(gang, rank, echo):
+    session = gang.start(gang_works.exit_at, {"rank": rank, "echo": echo})
+    start = time.monotonic()
+    with pytest.raises(WorkerLost, match=rf"worker {rank} on node \S+ \(process \d+\) was lost: "):
+        session.result(60.0)
+    assert time.monotonic() - start < SOON_S
+    with pytest.raises(WorkerLost):
+        session.done()
+    # The next work finds new members.
+    assert run_work(gang, gang_works.noop, 1) == 1
+
+
+def test_a_member_that_is_killed_is_a_lost_worker(gang):
+    session = gang.start(gang_works.sleep, 60)
+    assert session.next(0.2) == []
+    ray.kill(gang._peers[1].handle)
+    start = time.monotonic()
+    with pytest.raises(WorkerLost, match="worker 1 "):
+        session.next(60.0)
+    assert time.monotonic() - start < SOON_S
+
+
+def test_a_member_that_hangs_is_a_lost_worker(gang):
+    session = gang.start(gang_works.freeze, None)
+    start = time.monotonic()
+    with pytest.raises(WorkerLost, match=r"worker 1 .* has not answered for 2 s"):
+        session.result(60.0)
+    assert time.monotonic() - start < 2.0 + SOON_S
+
+
+def test_run_work_goes_on_after_a_loss(gang, tmp_path):
+    losses = []
+    result = run_work(
+        gang,
+        gang_works.exit_once,
+        str(tmp_path / "marker"),
+        max_failures=1,
+        on_restart=lambda error, failures: losses.append(failures),
+    )
+    assert result is True
+    assert losses == [1]
+
+
+def test_a_work_that_does_not_stop_is_killed(gang):
+    process = run_work(gang, gang_works.describe, None)["pid"]
+    session = gang.start(gang_works.sleep, 60)
+    start = time.monotonic()
+    session.stop(0.3)
+    assert time.monotonic() - start < SOON_S
+    with pytest.raises(WorkerLost, match="did not stop"):
+        session.result(0.0)
+    assert run_work(gang, gang_works.describe, None)["pid"] != process
+
+
+def test_warm_up_runs_in_every_new_process():
+    with Gang(2, warm_up=gang_works.remember) as gang:
+        assert run_work(gang, gang_works.recall, None) == "0 of 2"
+        before = run_work(gang, gang_works.describe, None)["pid"]
+        gang.rebuild()
+        assert run_work(gang, gang_works.recall, None) == "0 of 2"
+        assert run_work(gang, gang_works.describe, None)["pid"] != before
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "error"),
+    [(gang_works.fail_to_warm_up, TrainingDiverged), (gang_works.die_warming_up, WorkerLost)],
+)
+def test_a_constructor_that_fails_leaves_nothing(warm_up, error):
+    with pytest.raises(error):
+        Gang(2, warm_up=warm_up)
+
+
+def test_a_start_that_takes_too_long_leaves_nothing():
+    start = time.monotonic()
+    with pytest.raises(WorkerLost, match="longer than 4 s"):
+        Gang(1, warm_up=lambda context, request: time.sleep(60), startup_timeout_s=4.0)
+    assert time.monotonic() - start < 4.0 + SOON_S
+
+
+def test_stop_ends_the_processes_and_may_be_repeated():
+    gang = Gang(1)
+    process = run_work(gang, gang_works.describe, None)["pid"]
+    assert is_alive(process)
+    gang.stop()
+    gang.stop()
+    deadline = time.monotonic() + SOON_S
+    while is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(process)
+
+
+def test_a_gang_that_can_never_fit_is_refused():
+    with pytest.raises(SpecError, match=r"resources\.workers: 5 workers .* at most 4"):
+        Gang(5)
+
+
+def test_a_gang_that_does_not_fit_now_waits_and_gives_up():
+    group = reserve(bundles(3, 1, 0), 10.0)
+    try:
+        with pytest.raises(JobFailed, match="no room for 2 workers"):
+            Gang(2, startup_timeout_s=0.5)
+    finally:
+        release(group)
+    Gang(2).stop()
+
+
+def test_somebody_elses_placement_group_is_used_and_left():
+    group = placement_group([{"CPU": 0.001}, {"CPU": 1}, {"CPU": 1}])
+    try:
+        with Gang(2, placement_group=group, first_bundle=1) as gang:
+            assert run_work(gang, gang_works.noop, 5) == 5
+        assert placement_group_table(group)["state"] == "CREATED"
+    finally:
+        remove_placement_group(group)
+
+
+def test_a_gang_can_live_inside_another_actor():
+    """As a trial of Ray Tune does: an actor in bundle 0 whose gang has the other bundles."""
+
+    class Trial:
+        def run(self):
+            group = ray.util.get_current_placement_group()
+            with Gang(2, placement_group=group, first_bundle=1) as gang:
+                return run_work(gang, gang_works.describe, None)["seat"]["WORLD_SIZE"]
+
+    group = placement_group([{"CPU": 0.001}, {"CPU": 1}, {"CPU": 1}])
+    try:
+        strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(group, 0)
+        trial = ray.remote(num_cpus=0.001)(Trial).options(scheduling_strategy=strategy).remote()
+        assert ray.get(trial.run.remote(), timeout=60) == "2"
+        assert placement_group_table(group)["state"] == "CREATED"
+        ray.kill(trial)
+    finally:
+        remove_placement_group(group)
+
+
+def test_a_connected_process_keeps_its_connection(local_ray):
+    with connect(None) as connection:
+        assert connection == local_ray
+        assert connection.free()["CPU"] == 4.0
+    assert ray.is_initialized()
