@@ -158,6 +158,11 @@ class RayJobs:
         if line:
             yield line
 
+    def log(self, submission_id: str) -> list[str]:
+        """The lines that the job has written so far. Raises SpecError for an unknown id."""
+        with self._client(submission_id) as client:
+            return client.get_job_logs(submission_id).splitlines()
+
     def stop(self, submission_id: str, timeout_s: float = 60.0) -> JobState:
         """Ends the job and waits until it has ended; how it ended is returned.
 

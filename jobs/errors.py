@@ -17,7 +17,7 @@ All of them survive pickling, so that they cross process borders unchanged.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 
 class ThresherError(Exception):
@@ -73,7 +73,7 @@ class SpecError(ThresherError):
         value: Any = None,
         allowed: str | None = None,
         nearest: str | None = None,
-    ) -> "SpecError":
+    ) -> Self:
         return cls([Problem(path, message, value, allowed, nearest)])
 
     def __str__(self) -> str:

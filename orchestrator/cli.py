@@ -84,9 +84,10 @@ def _drive(start: Any, runs: str, as_json: bool) -> None:
         with progress_on(sys.stderr, quiet=as_json) as listener:
             report = start((note, listener))
     except ThresherError as error:
-        if as_json:
-            _fail_as_json(error, seen)
-        raise
+        if not as_json:
+            raise
+        _fail(error, as_json, seen)
+        raise typer.Exit(error.exit_code) from error
     document = {"run_dir": seen["run_dir"], "state": report.state, "selected": report.selected}
     document["report"] = report.to_json()
     _print(document, [*summary_lines(report), seen["run_dir"]], as_json)
@@ -208,7 +209,7 @@ def logs(
     jobs = submission.RemoteJobs(_ray_url(ray))
     if follow:
         raise typer.Exit(jobs.follow(job_id, sys.stdout))
-    sys.stdout.write(jobs.log(job_id))
+    typer.echo("\n".join(jobs.log(job_id)))
 
 
 @app.command()
@@ -264,20 +265,25 @@ def _print(document: Any, lines: list[str], as_json: bool) -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
-def _fail_as_json(error: ThresherError, seen: dict[str, Any]) -> None:
-    problems = [str(problem) for problem in error.problems] if isinstance(error, SpecError) else [str(error)]
-    _print({**seen, "error": type(error).__name__, "problems": problems}, [], as_json=True)
+def _fail(error: ThresherError, as_json: bool, seen: dict[str, Any]) -> None:
+    _say(f"error: {error}")
+    if as_json:
+        problems = [str(problem) for problem in error.problems] if isinstance(error, SpecError) else [str(error)]
+        _print({**seen, "error": type(error).__name__, "problems": problems}, [], as_json)
 
 
 def main() -> None:
     """The entry point `thresher`."""
+    as_json = "--json" in sys.argv[1:]  # asked of the arguments themselves: they may be what is wrong
     try:
         code = app(standalone_mode=False)
     except ThresherError as error:
-        _say(f"error: {error}")
+        _fail(error, as_json, {})
         code = error.exit_code
     except click.ClickException as error:
         error.show()
+        if as_json:
+            _print({"error": "UsageError", "problems": [error.format_message()]}, [], as_json)
         code = 2
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted")

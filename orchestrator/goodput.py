@@ -33,7 +33,7 @@ def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
             startup += event["seconds"]
         elif kind == "prepared":
             stage_s += event["seconds"]
-        elif kind == "stage" and not event["reused"]:
+        elif kind == "stage" and not event["reused"] and not event["stage"].startswith("search"):
             stage_s += event["seconds"]
             checkpoint += event.get("checkpoint_s") or 0.0
         elif kind == "search_finished":

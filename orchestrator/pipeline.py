@@ -23,7 +23,7 @@ from jobs.export.card import file_records
 from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, StageManifest, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase
-from jobs.storage import write_json
+from jobs.storage import atomic_path, read_json, write_json
 from orchestrator import artifacts
 from orchestrator.environment import environment
 from orchestrator.goodput import goodput
@@ -242,7 +242,26 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
     _stage_done(job.run, name, manifest, reused)
     trials = [Trial.from_json(document) for document in manifest.result["trials"]]
     job.trials += trials
+    write_trials(job.run.folder / "trials.parquet", job.trials)
     return trials
+
+
+def write_trials(path: Path, trials: list[Trial]) -> None:
+    """A row a trial: parameters and objectives as columns of their own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    keys = sorted({key for trial in trials for key in trial.params})
+    rows = [
+        {
+            **trial.model_dump(exclude={"params", "values", "curve"}),
+            **{key: trial.params.get(key) for key in keys},
+            **{f"value.{name}": trial.values.get(name) for name in ("metric", "latency_ms", "bytes")},
+        }
+        for trial in trials
+    ]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def _conclude(job: Job, models: list[Model]) -> RunReport:
@@ -335,8 +354,6 @@ def _pick(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _curves(job: Job, models: list[Model]) -> dict[str, list[dict[str, Any]]]:
     """The learning curves behind the models, from the stages that trained them."""
-    from jobs.storage import read_json
-
     curves: dict[str, list[dict[str, Any]]] = {}
     for model in models:
         if model.stage != "quantize":

@@ -36,20 +36,16 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
         memory_bytes: of the machine that all workers share; default: this one's.
     """
     info = data.inspect(spec.data, spec.train.loss)
-    fingerprint = data.fingerprint(spec.data, spec.train.loss, storage.datasets / "digests.json")
+    # A plan changes nothing: digests are kept where a run has made the folder for them.
+    kept = storage.datasets if storage.datasets.is_dir() else None
+    fingerprint = data.fingerprint(spec.data, spec.train.loss, kept)
     check_fit(spec, info)
     code = code_digest(spec)
     model = model_summary(spec, info, code, storage)
     memory = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     layout, share, needed, warnings = choose_layout(spec, model, info, memory)
-    total_steps = _recipe(spec).total_steps(info.num_samples["train"])
-    if total_steps < 1:
-        raise SpecError.at(
-            "train.batch_size",
-            f"{spec.train.epochs} epochs of {info.num_samples['train']} samples hold no whole batch",
-            spec.train.batch_size,
-            f"at most {(spec.train.epochs or 1) * info.num_samples['train']}",
-        )
+    total_steps = count_steps(spec, info)
+    check_searched_batches(spec, info)
     if not model.layout_invariant:
         warnings += [
             "layout_invariant: false: the model has layers that look at the micro-batch (batch normalization, "
@@ -93,19 +89,6 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
             list(weights),
             f"{num_classes} weights, in label order",
         )
-    if spec.data.augment and not info.image:
-        raise SpecError.at(
-            "data.augment", f"augmentation is for images, and the samples have the shape {info.input_shape}", None, "[]"
-        )
-    for index, augmentation in enumerate(spec.data.augment):
-        crop = augmentation.random_crop
-        if crop and crop.padding >= min(info.input_shape[1:]):
-            raise SpecError.at(
-                f"data.augment.{index}.random_crop.padding",
-                f"as wide as the image ({info.input_shape[1]}×{info.input_shape[2]})",
-                crop.padding,
-                f"below {min(info.input_shape[1:])}",
-            )
     calibration = spec.data.split.calibration
     if spec.compress.quantize and calibration > info.num_samples["train"]:
         raise SpecError.at(
@@ -114,6 +97,36 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
             calibration,
             f"at most {info.num_samples['train']}",
         )
+
+
+def count_steps(spec: JobSpec, info: DatasetInfo) -> int:
+    """Number of optimizer steps. Raises SpecError where the samples hold no whole batch."""
+    num_samples = info.num_samples["train"]
+    steps = Recipe(train=spec.train, data=spec.data, metric=spec.metric).total_steps(num_samples)
+    if steps < 1:
+        raise SpecError.at(
+            "train.batch_size",
+            f"{spec.train.epochs} epochs of {num_samples} samples hold no whole batch",
+            spec.train.batch_size,
+            f"at most {(spec.train.epochs or 1) * num_samples}",
+        )
+    return steps
+
+
+def check_searched_batches(spec: JobSpec, info: DatasetInfo) -> None:
+    """Refuses a searched batch size that the workers can't divide, or the samples can't fill."""
+    key = "train.batch_size"
+    if spec.search is None or key not in spec.search.space:
+        return
+    micro_batch = spec.layout.micro_batch if isinstance(spec.layout, Layout) else None
+    for value in spec.search.space[key].probes:
+        trial = spec.replace({key: value})
+        try:
+            share_batch(trial.train.batch_size, trial.num_workers, micro_batch)
+            count_steps(trial, info)
+        except SpecError as error:
+            problem = error.problems[0]
+            raise SpecError.at(f"search.space.{key}", problem.message, value, problem.allowed) from None
 
 
 def code_digest(spec: JobSpec) -> str:
@@ -222,7 +235,3 @@ def plan_stages(
     stages.append(StagePlan(name="measure", action="run", reason="validation split, through the exported files"))
     stages.append(StagePlan(name="test", action="run", reason="the dense and the selected artifact alone"))
     return stages
-
-
-def _recipe(spec: JobSpec) -> Recipe:
-    return Recipe(train=spec.train, data=spec.data, metric=spec.metric)

@@ -171,12 +171,12 @@ class Storage:
         """A run by directory or by id. Raises SpecError with the nearest id."""
         import difflib
 
-        folder = Path(name) if Path(name).is_dir() else self.root / name
-        known = self.run_ids()
-        if not (folder / "spec.yaml").is_file() or (folder.parent == self.root and not RUN_ID.match(folder.name)):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-            raise SpecError.at("RUN", f"no run {name!r} below {self.root}", nearest=near[0] if near else None)
-        return Run(folder.absolute())
+        if (Path(name) / "spec.yaml").is_file():
+            return Run(Path(name).absolute())
+        if RUN_ID.fullmatch(name) and (self.root / name / "spec.yaml").is_file():
+            return Run(self.root / name)
+        near = difflib.get_close_matches(name, self.run_ids(), n=1, cutoff=0.3)
+        raise SpecError.at("RUN", f"no run {name!r} below {self.root}", nearest=near[0] if near else None)
 
     def run_ids(self) -> list[str]:
         """The runs in this storage, oldest first."""
@@ -192,22 +192,23 @@ class Storage:
         for run_id in self.run_ids():
             used |= Run(self.root / run_id).references()
         victims: list[Path] = []
-        for path in [*(self.root / "stages").glob("[0-9a-f]*"), *self.datasets.glob("[0-9a-f]*")]:
-            digest = path.name.split(".")[0]
-            if digest in used or not path.is_dir():
+        size = 0
+        # Locks as claim() and data.prepare() take them.
+        stages = [(path, f".{path.stem}.lock") for path in (self.root / "stages").glob("[0-9a-f]*")]
+        datasets = [(path, f"{path.name}.lock") for path in self.datasets.glob("[0-9a-f]*")]
+        for path, lock_name in [*stages, *datasets]:
+            if path.stem in used or not path.is_dir():
                 continue
-            lock_path = path.parent / f".{digest}.lock"
-            with lock_path.open("a") as lock:
+            with (path.parent / lock_name).open("a") as lock:
                 if not _try_lock(lock):
                     continue
                 victims.append(path)
-        size = sum(f.stat().st_size for path in victims for f in path.rglob("*") if f.is_file())
-        if not dry_run:
-            for path in victims:
-                # The manifest goes first: a clean broken off half way leaves nothing that looks whole.
-                (path / MANIFEST).unlink(missing_ok=True)
-                (path / "dataset.json").unlink(missing_ok=True)
-                shutil.rmtree(path)
+                size += sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+                if not dry_run:
+                    # The manifest goes first: a clean broken off half way leaves nothing that looks whole.
+                    (path / MANIFEST).unlink(missing_ok=True)
+                    (path / "dataset.json").unlink(missing_ok=True)
+                    shutil.rmtree(path)
         return victims, size
 
 
@@ -268,13 +269,14 @@ class Run:
         self._append("metrics.jsonl", {"t": time.time(), **fields})
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, default=str) + "\n"
-        with storage_errors(self.folder / name):
-            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
+        line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode()
+        path = self.folder / name
+        with storage_errors(path), path.open("ab+", buffering=0) as file:
+            if (end := file.tell()) and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                line = b"\n" + line  # a crash cut the last line off; this one must not go down with it
+            while line:
+                # A disk that fills up takes a part, and says so at the next write only.
+                line = line[file.write(line) :]
 
     def events(self) -> list[dict[str, Any]]:
         return read_lines(self.folder / "events.jsonl")
@@ -290,10 +292,19 @@ class Run:
         write_json(path, manifest.to_json() | {"reused": reused})
 
     def references(self) -> set[str]:
-        """Hashes of the stages and fingerprints of the data sets that this run refers to."""
-        found = {read_json(path)["hash"] for path in (self.folder / "stages").rglob(MANIFEST)}
-        found |= {event["dataset"] for event in self.events() if "dataset" in event}
-        found |= {event["stage_hash"] for event in self.events() if "stage_hash" in event}
+        """Hashes of the stages and fingerprints of the data sets that this run refers to. Raises StorageError."""
+        manifests = list((self.folder / "stages").rglob(MANIFEST))
+        plan = self.folder / "plan.json"
+        try:
+            found = {read_json(path)["hash"] for path in manifests}
+            # What was planned may be at work, or broken off with something to go on from.
+            found |= set(read_json(plan)["hashes"].values()) if plan.exists() else set()
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{self.folder} has damaged files, so what it refers to is not known: {error}"
+            ) from error
+        for event in self.events():
+            found |= {event[key] for key in ("dataset", "stage_hash") if key in event}
         return found
 
 
@@ -302,7 +313,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Bytes: the cut may go through a character, and a text may hold what str takes for a line's end.
+    for line in path.read_bytes().split(b"\n"):
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -59,15 +59,16 @@ class RemoteJobs:
 
     def follow(self, job_id: str, out: TextIO) -> int:
         """Streams the log until the job ends; returns the exit code of `thresher run` there."""
-        for text in self.jobs.logs(job_id):
-            out.write(text)
+        for line in self.jobs.logs(job_id):
+            out.write(line + "\n")
             out.flush()
         return exit_code(self.jobs.status(job_id))
 
     def status(self, job_id: str) -> dict[str, Any]:
         return _document(job_id, self.jobs.status(job_id))
 
-    def log(self, job_id: str) -> str:
+    def log(self, job_id: str) -> list[str]:
+        """The lines written so far."""
         return self.jobs.log(job_id)
 
     def cancel(self, job_id: str) -> dict[str, Any]:

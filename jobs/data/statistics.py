@@ -84,20 +84,19 @@ def _byte_moments(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
 def _float_moments(pixels: npt.NDArray[np.float32]) -> tuple[float, float]:
     chunks = [pixels[start : start + _CHUNK_SAMPLES] for start in range(0, len(pixels), _CHUNK_SAMPLES)]
     mean = sum(float(chunk.sum(dtype=np.float64)) for chunk in chunks) / pixels.size
-    squares = sum(float(np.square(chunk - mean, dtype=np.float64).sum()) for chunk in chunks)
-    return mean, (squares / pixels.size) ** 0.5 if pixels.min() < pixels.max() else 0.0
+    squares = sum(float(np.square(chunk.astype(np.float64) - mean).sum()) for chunk in chunks)
+    return mean, (squares / pixels.size) ** 0.5
 
 
 def describe_column(name: str, values: npt.NDArray[np.float32]) -> NumericColumn:
     """Statistics of the values that are there; at least one must be."""
     present = values[~np.isnan(values)].astype(np.float64)
-    low, high = float(present.min()), float(present.max())
     return NumericColumn(
         name=name,
         mean=float(present.mean()),
-        std=float(present.std()) if low < high else 0.0,  # rounding must not make a constant column vary
-        min=low,
-        max=high,
+        std=float(present.std()),
+        min=float(present.min()),
+        max=float(present.max()),
         num_missing=len(values) - len(present),
     )
 

@@ -89,8 +89,8 @@ def paired_delta(
 def details(outputs: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
     """What stands behind the one figure, as JSON.
 
-    With classes: `classes` (precision, recall, f1, support, by name) and `confusion_matrix` (rows: true class,
-    columns: predicted). Without: `rmse`, `mae`, `r2` (None where the targets are all alike).
+    With classes: `classes` (names), `precision`, `recall`, `f1` and `support` (a figure a class, in label order), and
+    `confusion` (rows: true class, columns: predicted). Without: `rmse`, `mae`, `r2` (None where the targets are all alike).
     """
     if not classes:
         targets = targets.astype(np.float64)
@@ -108,11 +108,10 @@ def details(outputs: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]) 
         "f1": 2.0 * hits / np.maximum(predicted + support, 1),
     }
     return {
-        "classes": {
-            name: {key: float(column[i]) for key, column in columns.items()} | {"support": int(support[i])}
-            for i, name in enumerate(classes)
-        },
-        "confusion_matrix": confusion.tolist(),
+        "classes": list(classes),
+        **{key: column.tolist() for key, column in columns.items()},
+        "support": support.tolist(),
+        "confusion": confusion.tolist(),
     }
 
 

@@ -77,18 +77,11 @@ class TextSource(Section):
 
     @model_validator(mode="after")
     def _refuse(self) -> "TextSource":
-        raise not_supported_yet("text sources")
+        raise not_supported_yet("text sources", at="kind")
 
 
 Source = Annotated[
-    BuiltinSource
-    | IdxSource
-    | CifarSource
-    | CsvSource
-    | ParquetSource
-    | NpzSource
-    | ImageFolderSource
-    | TextSource,
+    BuiltinSource | IdxSource | CifarSource | CsvSource | ParquetSource | NpzSource | ImageFolderSource | TextSource,
     Field(discriminator="kind"),
 ]
 TABLE_KINDS = ("csv", "parquet")
@@ -161,7 +154,9 @@ class Data(Section):
     @model_validator(mode="after")
     def _target_where_columns(self) -> "Data":
         if self.source.kind in TABLE_KINDS and self.target is None:
-            raise illegal(f"a {self.source.kind} source needs `data.target`, the column to predict")
+            raise illegal(f"a {self.source.kind} source needs `data.target`, the column to predict", at="target")
         if self.source.kind not in TABLE_KINDS and self.target is not None:
-            raise illegal(f"a {self.source.kind} source has no columns, so `data.target` must be left out")
+            raise illegal(
+                f"a {self.source.kind} source has no columns, so `data.target` must be left out", "null", at="target"
+            )
         return self

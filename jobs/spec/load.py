@@ -11,8 +11,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.errors import Problem, SpecError
 from jobs.spec.job import JobSpec
-from jobs.spec.model import FAMILIES, LATER_FAMILIES, Model
+from jobs.spec.model import LATER_FAMILIES, Model
 from jobs.spec.search import SEARCHABLE_PREFIXES, UNSEARCHABLE
+from jobs.spec.train import Train
 
 MAX_SPEC_BYTES = 1 << 20
 MAX_SPEC_NODES = 100_000
@@ -37,9 +38,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":merge"))
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -84,12 +83,13 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise SpecError.at("", f"{origin} is not valid YAML: {problem}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # PyYAML's constructors raise these for a value that is not of the type its tag names: !!int x.
+        raise SpecError.at("", f"{origin} is not valid YAML: a value does not fit its type: {error}") from None
     except RecursionError:
         raise SpecError.at("", f"{origin} is nested too deeply", allowed=f"{MAX_SPEC_DEPTH} levels") from None
     if not isinstance(document, dict):
-        raise SpecError.at(
-            "", f"{origin} must hold a mapping of keys", document, "name, data, model, train, …"
-        )
+        raise SpecError.at("", f"{origin} must hold a mapping of keys", document, "name, data, model, train, …")
     if _expanded_size(document, {}) > MAX_SPEC_NODES:
         raise SpecError.at("", f"{origin} expands to too many values", allowed=f"{MAX_SPEC_NODES} values")
     return document
@@ -113,7 +113,10 @@ def with_assignments(document: dict[str, Any], assignments: list[str]) -> dict[s
         key, equals, text = assignment.partition("=")
         if not equals or not key.strip():
             raise SpecError.at("--set", "an override is written key=value", assignment, "train.epochs=2")
-        values[key.strip()] = parse_yaml(f"value: {text}", f"--set {key}").get("value")
+        parsed = parse_yaml(f"value: {text}", f"--set {key}")
+        if list(parsed) != ["value"]:
+            raise SpecError.at("--set", "an override sets one key", assignment, "train.epochs=2")
+        values[key.strip()] = parsed["value"]
     return with_values(document, values)
 
 
@@ -126,13 +129,13 @@ def with_values(document: dict[str, Any], values: dict[str, Any]) -> dict[str, A
         for depth, part in enumerate(parents):
             child = _child(node, part)
             if child is None:
-                child = node[part] = {}
+                if isinstance(node, list):
+                    raise SpecError.at(path, "no such list entry", part, f"0 to {len(node) - 1}")
+                child = node[part] = _new_section(".".join(parents[: depth + 1]))
             elif isinstance(child, str) and part in ("schedule",):
                 child = node[part] = {"name": child}
             if not isinstance(child, dict | list):
-                raise SpecError.at(
-                    path, f"{'.'.join(parents[: depth + 1])} is a value and has no keys", child
-                )
+                raise SpecError.at(path, f"{'.'.join(parents[: depth + 1])} is a value and has no keys", child)
             node = child
         if isinstance(node, list):
             if _child(node, last) is None:
@@ -141,6 +144,13 @@ def with_values(document: dict[str, Any], values: dict[str, Any]) -> dict[str, A
         else:
             node[last] = value
     return result
+
+
+def _new_section(path: str) -> dict[str, Any]:
+    """What stands for a section that was not written down: a key below it changes the default, not its name."""
+    defaults = Train()
+    named = {"train.optimizer": defaults.optimizer, "train.schedule": defaults.schedule}
+    return {"name": named[path].name} if path in named else {}
 
 
 def _child(node: Any, part: str) -> Any:
@@ -188,9 +198,7 @@ def _coerced(asked: Any, understood: Any, path: str) -> list[Problem]:
         ]
     if isinstance(asked, list) and isinstance(understood, list):
         return [
-            p
-            for i, (a, u) in enumerate(zip(asked, understood, strict=False))
-            for p in _coerced(a, u, f"{path}.{i}")
+            p for i, (a, u) in enumerate(zip(asked, understood, strict=False)) for p in _coerced(a, u, f"{path}.{i}")
         ]
     number = isinstance(understood, int | float) and not isinstance(understood, bool)
     if number and (isinstance(asked, bool | str)):
@@ -210,10 +218,10 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
         where = f"search.space.{key}"
         if not key.startswith(SEARCHABLE_PREFIXES) or key in UNSEARCHABLE:
             known = _known_paths(JobSpec)
-            near = difflib.get_close_matches(
-                key, [k for k in known if k.startswith(SEARCHABLE_PREFIXES)], n=1
-            )
-            what = "can't be searched" if key in UNSEARCHABLE or key in known else "is no path in the spec"
+            exists = key in UNSEARCHABLE or key in known
+            searchable = [k for k in known if k.startswith(SEARCHABLE_PREFIXES) and k not in UNSEARCHABLE]
+            near = [] if exists else difflib.get_close_matches(key, searchable, n=1)
+            what = "can't be searched" if exists else "is no path in the spec"
             problems.append(
                 Problem(
                     where,
@@ -223,12 +231,13 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
                 )
             )
             continue
-        for value in dimension.extremes:
+        for value in dimension.probes:
             try:
                 parse(with_values(base, {key: value}), check_space=False)
             except SpecError as error:
                 first = error.problems[0]
-                problems.append(Problem(where, first.message, value, first.allowed, first.nearest))
+                message = first.message if first.path == key else f"{first.path}: {first.message}"
+                problems.append(Problem(where, message, value, first.allowed, first.nearest))
                 break
     return problems
 
@@ -260,7 +269,8 @@ def _problems(error: ValidationError, document: dict[str, Any]) -> list[Problem]
                 either = f"{before.allowed}; or {problem.allowed}" if before.allowed else problem.allowed
                 problem = Problem(before.path, before.message, before.value, either, before.nearest)
             found[problem.path] = problem
-    return list(found.values())
+    # Where something inside is wrong, that the whole is "no auto" or "too short" only misleads.
+    return [p for p in found.values() if not any(other.startswith(f"{p.path}.") for other in found if p.path)]
 
 
 def _locate(location: tuple[int | str, ...], document: Any, *, missing: bool) -> str:
@@ -271,6 +281,8 @@ def _locate(location: tuple[int | str, ...], document: Any, *, missing: bool) ->
         last = position == len(location) - 1
         if isinstance(node, dict) and part not in node and not (missing and last):
             continue  # the tag of a union: the section's own kind or name
+        if isinstance(node, list) and not isinstance(part, int):
+            continue  # likewise, in a union with a list
         if not isinstance(node, dict | list) and not (missing and last):
             break  # a branch of a union of plain types
         parts.append(str(part))
@@ -316,12 +328,10 @@ def _translate(path: str, item: Any) -> list[Problem]:
         return [Problem(path, "is out of range", value, f"{word} {context[key]}")]
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
-        return [
-            Problem(path, "is not one of the choices", value, ", ".join(choices), nearest(value, choices))
-        ]
+        return [Problem(path, "is not one of the choices", value, ", ".join(choices), nearest(value, choices))]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         key = "kind" if path.endswith("source") else "name"
-        tags = re.findall(r"'([^']*)'", context.get("expected_tags", "")) or list(FAMILIES)
+        tags = re.findall(r"'([^']*)'", context.get("expected_tags", "")) or _tags(path, key)
         tags = ["package.module:factory" if tag == "factory" else tag for tag in tags]
         if not isinstance(value, dict):
             return [Problem(path, "must be a mapping of keys", value, f"{{{key}: …}}")]
@@ -330,24 +340,34 @@ def _translate(path: str, item: Any) -> list[Problem]:
             return [Problem(f"{path}.{key}", "is required", None, ", ".join(tags))]
         if key == "name" and path == "model" and tag in LATER_FAMILIES:
             return [Problem(f"{path}.{key}", f"not supported yet: model {tag}", tag, ", ".join(tags))]
-        return [
-            Problem(f"{path}.{key}", "is not one of the choices", tag, ", ".join(tags), nearest(tag, tags))
-        ]
+        return [Problem(f"{path}.{key}", "is not one of the choices", tag, ", ".join(tags), nearest(tag, tags))]
     if kind in ("too_short", "string_too_short"):
         least = context.get("min_length", 1)
         return [Problem(path, "is too short", value, f"at least {least}")]
     if kind in ("too_long", "string_too_long"):
         return [Problem(path, "is too long", value, f"at most {context.get('max_length')}")]
     if kind == "string_pattern_mismatch":
-        return [
-            Problem(path, "has characters that are not allowed", value, f"a match of {context['pattern']}")
-        ]
+        return [Problem(path, "has characters that are not allowed", value, f"a match of {context['pattern']}")]
     if kind == "illegal":
         for part in filter(None, context["at"].split(".")):
             value = value.get(part) if isinstance(value, dict) else None
             path = f"{path}.{part}".lstrip(".")
         return [Problem(path, context["reason"], _plain(value), context.get("allowed"))]
     return [Problem(path, item["msg"], _plain(value))]
+
+
+def _tags(path: str, key: str) -> list[str]:
+    """The names that tell the sections of a union at `path` apart."""
+    sections: list[type[BaseModel]] = [JobSpec]
+    for part in path.split("."):
+        sections = [
+            nested
+            for section in sections
+            for name, field in section.model_fields.items()
+            if (field.alias or name) == part
+            for nested in _sections_in(field.annotation)
+        ]
+    return [tag for section in sections for tag in getattr(section.model_fields[key].annotation, "__args__", ())]
 
 
 def _plain(value: Any) -> Any:

@@ -49,7 +49,7 @@ class FactoryModel(Section):
     """`package.module:factory`, called as factory(input_shape=…, outputs=…, **args); returns a torch.nn.Module."""
 
     name: str = Field(max_length=300)
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default={})
 
     @field_validator("name")
     @classmethod
@@ -60,7 +60,6 @@ class FactoryModel(Section):
         return value
 
 
-FAMILIES: dict[str, type[Section]] = {"lenet": LenetModel, "mlp": MlpModel}
 LATER_FAMILIES = ("resnet", "lstm", "transformer", "recommender")
 
 
@@ -72,8 +71,6 @@ def _tag(value: Any) -> str | None:
 
 
 Model = Annotated[
-    Annotated[LenetModel, Tag("lenet")]
-    | Annotated[MlpModel, Tag("mlp")]
-    | Annotated[FactoryModel, Tag("factory")],
+    Annotated[LenetModel, Tag("lenet")] | Annotated[MlpModel, Tag("mlp")] | Annotated[FactoryModel, Tag("factory")],
     Discriminator(_tag),
 ]

@@ -41,9 +41,15 @@ class Dimension(Section):
         return self.uniform or self.loguniform or self.int_uniform or self.int_loguniform
 
     @property
-    def extremes(self) -> tuple[Value, ...]:
-        """The values that every other one lies between: what is legal at these is legal throughout."""
-        return self.bounds or self.choice or ()
+    def probes(self) -> tuple[Value, ...]:
+        """The ends of a range, and values within that are none of the round ones: legal there, legal throughout."""
+        if (whole := self.int_uniform or self.int_loguniform) is not None:
+            low, high = whole
+            return tuple(dict.fromkeys((low, high, low + 1, (low + high) // 2)))
+        if (range_ := self.uniform or self.loguniform) is not None:
+            low_end, high_end = range_
+            return low_end, high_end, low_end + (high_end - low_end) * 0.381966
+        return self.choice or ()
 
     @property
     def grid(self) -> tuple[Value, ...] | None:
@@ -102,6 +108,7 @@ class Search(Section):
                 raise illegal(
                     f"a grid needs countable dimensions, and {', '.join(endless)} is continuous",
                     "choice, or int with up to 1000 values",
+                    at="space",
                 )
         return self
 

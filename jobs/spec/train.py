@@ -134,9 +134,7 @@ class Train(Section):
         if self.loss != "cross_entropy" and self.label_smoothing > 0.0:
             raise illegal("label_smoothing goes with the cross_entropy loss", "0.0", at="label_smoothing")
         if self.loss == "mse" and self.class_weights is not None:
-            raise illegal(
-                "class_weights go with the cross_entropy and bce losses", "null", at="class_weights"
-            )
+            raise illegal("class_weights go with the cross_entropy and bce losses", "null", at="class_weights")
         return self
 
 

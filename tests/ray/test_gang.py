@@ -47,13 +47,6 @@ def nothing_is_left():
     wait_until_nothing_is_held()
 
 
-@pytest.fixture(scope="module")
-def shared():
-    """A gang for the tests that leave it as they found it; replaced members are found by `start`."""
-    with connect(None), Gang(2) as gang:
-        yield gang
-
-
 @pytest.fixture
 def gang():
     with Gang(2, silence_timeout_s=2.0) as gang:
@@ -62,6 +55,11 @@ def gang():
 
 class TestRunning:
     """All in one warm gang."""
+
+    @pytest.fixture(scope="class")
+    def shared(self, local_ray):
+        with Gang(2) as gang:
+            yield gang
 
     @pytest.fixture(autouse=True)
     def nothing_is_left(self):
@@ -144,8 +142,10 @@ def test_a_process_that_dies_is_a_lost_worker_at_once(gang, rank, echo):
     with pytest.raises(WorkerLost, match=rf"worker {rank} on node \S+ \(process \d+\) was lost: "):
         session.result(60.0)
     assert time.monotonic() - start < SOON_S
-    with pytest.raises(WorkerLost):
-        session.done()
+    assert session.next(0.0) == ([{"last": "words"}] if rank == 0 else [])
+    for ask in (session.done, lambda: session.next(0.0)):
+        with pytest.raises(WorkerLost):
+            ask()
     # The next work finds new members.
     assert run_work(gang, gang_works.noop, 1) == 1
 

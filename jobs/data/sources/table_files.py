@@ -8,8 +8,6 @@ import pyarrow as pa
 from jobs.data.sources.source import PATH, check_size, existing_file
 from jobs.errors import DataError
 
-_MAX_BLOCK_BYTES = (1 << 31) - 1
-
 
 def read_csv(
     path: Path, *, delimiter: str, missing: Sequence[str], text_columns: Sequence[str], where: str = PATH
@@ -20,13 +18,10 @@ def read_csv(
     """
     from pyarrow import csv
 
-    size = path.stat().st_size
-    check_size(size, str(path), where)
+    check_size(path.stat().st_size, str(path), where)
     try:
         table = csv.read_csv(
             path,
-            # One block, because Arrow infers each column's type from the first block alone.
-            read_options=csv.ReadOptions(block_size=min(max(size + 1, 1 << 20), _MAX_BLOCK_BYTES)),
             parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 null_values=list(missing),

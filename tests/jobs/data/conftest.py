@@ -61,8 +61,6 @@ def csv_file(tmp_path: Path) -> Path:
     path = tmp_path / "people.csv"
     cities = ("Oslo", "Bergen", "", "Tromsø")
     incomes = ["NA" if i % 5 == 0 else str(1000.5 * i) for i in range(60)]
-    rows = [
-        f"{20 + i},{cities[i % 4]},{str(i % 2 == 0).lower()},{incomes[i]},{'yes' if i % 3 else 'no'}" for i in range(60)
-    ]
+    rows = [f"{20 + i},{cities[i % 4]},{i % 2 == 0},{incomes[i]},{'yes' if i % 3 else 'no'}" for i in range(60)]
     path.write_text("\n".join([CSV_HEADER, *rows]) + "\n", encoding="utf-8")
     return path

@@ -63,13 +63,14 @@ def test_rotation_by_45_degrees_interpolates() -> None:
     assert turned[0, 1] == pytest.approx(1 * near**2 + (2 + 4) * near * far + 5 * far**2, abs=1e-5)
 
 
-def test_rotation_keeps_angles_in_wide_images() -> None:
-    """A line through the centre of a 3 x 7 image, turned by 90 degrees, fills the middle column."""
+@pytest.mark.parametrize(("degrees", "place"), [(0.0, (1, 4)), (90.0, (0, 3)), (180.0, (1, 2)), (-90.0, (2, 3))])
+def test_rotation_keeps_distances_in_wide_images(degrees: float, place: tuple[int, int]) -> None:
+    """A pixel right of the centre of a 3 x 7 image goes round it."""
     wide = torch.zeros(1, 1, 3, 7)
-    wide[0, 0, 1] = 1
+    wide[0, 0, 1, 4] = 1
     expected = torch.zeros(3, 7)
-    expected[:, 3] = 1
-    assert torch.allclose(rotate(wide, np.array([90.0]))[0, 0], expected, atol=1e-5)
+    expected[place] = 1
+    assert torch.allclose(rotate(wide, np.array([degrees]))[0, 0], expected, atol=1e-5)
 
 
 def test_zeros_come_in_from_outside() -> None:

@@ -49,7 +49,7 @@ class TestTables:
         assert isinstance(encoding, TableEncoding)
         assert [(f.name, f.indicator) for f in encoding.numeric] == [("age", False), ("income", True)]
         cities = {f.name: f.categories for f in encoding.categorical}
-        assert cities == {"city": ("Bergen", "Oslo", "Tromsø"), "member": ("false", "true")}
+        assert cities == {"city": ("Bergen", "Oslo", "Tromsø"), "member": ("False", "True")}
         # age, income, income missing; 3 cities + 1; 2 + 1
         assert dataset.info.input_shape == encoding.input_shape == (10,)
 
@@ -63,6 +63,14 @@ class TestTables:
         assert np.array_equal(np.isnan(rows.numeric[:, 1]), i % 5 == 0)
         assert np.array_equal(rows.categorical[:, 0], np.array([1, 0, -1, 2])[i % 4])
         assert np.array_equal(rows.categorical[:, 1], i % 2 == 0)
+
+    def test_statistics_are_those_of_training(
+        self, csv_file: Path, make_data: MakeData, open_dataset: OpenDataset
+    ) -> None:
+        dataset = open_dataset(make_data("csv", csv_file, data=TARGET), "bce")
+        encoded = dataset.encoded("train", np.arange(dataset.num_samples("train")), dataset.encoding("standardize"))
+        assert encoded[:, 0].mean() == pytest.approx(0, abs=1e-6)
+        assert encoded[:, 0].std() == pytest.approx(1, abs=1e-6)
 
     def test_parquet_holds_the_same(
         self, csv_file: Path, tmp_path: Path, make_data: MakeData, open_dataset: OpenDataset

@@ -80,7 +80,7 @@ def test_other_sizes_are_resized_if_training_did(
 
 
 def test_csv_columns_in_any_order(tmp_path: Path, table_encoding: Encoding) -> None:
-    (tmp_path / "new.csv").write_text("more,city,income,age,member\nx,Oslo,,30,true\ny,Paris,NA,40,false\n")
+    (tmp_path / "new.csv").write_text("more,city,income,age,member\nx,Oslo,,30,True\ny,Paris,NA,40,False\n")
     rows = read_samples(tmp_path / "new.csv", table_encoding)
     assert isinstance(rows, Columns)
     assert np.array_equal(rows.numeric, [[30, np.nan], [40, np.nan]], equal_nan=True)
@@ -100,7 +100,7 @@ def test_the_training_file_itself(
 
 
 def test_parquet_rows(tmp_path: Path, table_encoding: Encoding) -> None:
-    table = pa.table({"city": ["Oslo"], "member": [True], "age": [30], "income": [1.5]})
+    table = pa.table({"city": ["Oslo"], "member": ["True"], "age": [30], "income": [1.5]})
     parquet.write_table(table, tmp_path / "new.parquet")
     rows = read_samples(tmp_path / "new.parquet", table_encoding)
     assert isinstance(rows, Columns)

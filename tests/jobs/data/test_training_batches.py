@@ -93,6 +93,14 @@ def test_each_epoch_changes_a_sample_anew(dataset: Dataset, data: Data) -> None:
     assert not torch.equal(first[0], second[list(second_ids).index(sample)])
 
 
+def test_each_seed_changes_a_sample_in_its_own_way(dataset: Dataset, data: Data) -> None:
+    first, second = (TrainingBatches(dataset, data, batch_size=36, seed=seed).share(0) for seed in (0, 1))
+    changed = [
+        not torch.equal(first[0][list(first[2]).index(i)], second[0][list(second[2]).index(i)]) for i in range(36)
+    ]
+    assert sum(changed) > 30
+
+
 def test_table_rows(csv_file: Path, make_data: MakeData, open_dataset: OpenDataset) -> None:
     data = make_data("csv", csv_file, data={"target": "age", "normalize": "unit"}, ignore=["label"])
     batches = TrainingBatches(open_dataset(data, "mse"), data, batch_size=10, seed=0)

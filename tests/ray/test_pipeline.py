@@ -1,0 +1,261 @@
+"""Whole jobs through the whole stack: real Ray, real DeepSpeed, real files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.errors import BudgetUnmet, JobFailed
+from jobs.records import RunReport
+from jobs.storage import read_json
+from orchestrator import JobSpec, artifacts, run
+from orchestrator.runs import read_lines
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+DIGITS: dict[str, Any] = {
+    "name": "digits",
+    "data": {
+        "source": {"kind": "builtin", "name": "digits"},
+        "split": {"validation": 0.2, "test": 0.2, "calibration": 64},
+    },
+    "model": {"name": "lenet", "args": {"conv_widths": [8, 16], "linear_widths": [32], "kernel": 3, "batch_norm": True}},
+    "train": {
+        "epochs": 4,
+        "batch_size": 64,
+        "optimizer": {"name": "adamw", "lr": 1e-2},
+        "schedule": "one_cycle",
+    },
+    "search": {
+        "trials": 3,
+        "compress_trials": 2,
+        "space": {
+            "train.optimizer.lr": {"loguniform": [1e-3, 3e-2]},
+            "compress.prune.ratio": {"uniform": [0.3, 0.6]},
+        },
+        "objectives": {"metric": "max", "bytes": "min"},
+    },
+    "compress": {
+        "prune": {"recover": {"epochs": 2, "distill": {"weight": 0.5}}},
+        "quantize": {"schemes": ["int8_static", "fp16"]},
+        "budget": {"max_metric_drop": 0.1},
+    },
+}
+ARTIFACTS = {"dense", "dense-int8_static", "dense-fp16", "pruned", "pruned-int8_static", "pruned-fp16"}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def searched(storage: Path, local_ray: object) -> RunReport:
+    return run(JobSpec.parse(DIGITS), runs=storage)
+
+
+def run_dir(storage: Path, report: RunReport) -> Path:
+    return storage / report.run_id
+
+
+def test_a_search_ends_in_a_selected_artifact_within_the_budget(searched: RunReport):
+    assert {a.name for a in searched.artifacts} == ARTIFACTS
+    selected = next(a for a in searched.artifacts if a.name == searched.selected)
+    dense = next(a for a in searched.artifacts if a.name == "dense")
+    assert selected.fits_budget
+    assert selected.measurement.bytes < dense.measurement.bytes / 2
+    assert selected.measurement.metric_delta.value >= -0.1
+    assert dense.measurement.metric.value > 0.8
+    assert dense.measurement.macs > selected.measurement.macs > 0
+    assert dense.measurement.params > selected.measurement.params > 0
+    assert {a.name for a in searched.artifacts if a.test_metric} == {"dense", searched.selected}
+    assert {a.parent for a in searched.artifacts} == {None, "dense", "pruned"}
+
+
+def test_the_run_directory_holds_what_is_promised(storage: Path, searched: RunReport):
+    folder = run_dir(storage, searched)
+    for name in ("spec.yaml", "plan.json", "events.jsonl", "metrics.jsonl", "report.json", "report.html"):
+        assert (folder / name).stat().st_size > 0, name
+    trials = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [t["phase"] for t in trials] == ["train"] * 3 + ["compress"] * 2
+    assert all(t["state"] in ("completed", "pruned") for t in trials)
+    metrics = read_lines(folder / "metrics.jsonl")
+    assert {m["stage"] for m in metrics} >= {"train"}
+    assert {"t", "stage", "trial", "epoch", "step", "split", "loss", "metric", "lr"} <= set(metrics[0])
+    for name in ARTIFACTS:
+        assert (folder / "artifacts" / name / "artifact.json").exists()
+    assert searched.goodput.wall_s > searched.goodput.productive_s > 0
+    assert 0 < searched.goodput.ettr < 1
+
+
+def test_a_second_run_reuses_every_stage(storage: Path, searched: RunReport):
+    before = {p: p.stat().st_mtime_ns for p in (storage / "stages").glob("*/manifest.json")}
+    again = run(JobSpec.parse(DIGITS), runs=storage)
+    assert {p: p.stat().st_mtime_ns for p in (storage / "stages").glob("*/manifest.json")} == before
+    assert all(stage["reused"] for stage in again.stages)
+    assert again.selected == searched.selected
+
+
+def test_another_quantization_reuses_the_training(storage: Path, searched: RunReport):
+    spec = JobSpec.parse(DIGITS).replace({"compress.quantize.schemes": ["int8_dynamic"]})
+    report = run(spec, runs=storage)
+    reused = {stage["name"]: stage["reused"] for stage in report.stages}
+    assert reused["prepare"] and reused["search"] and reused["train"] and reused["prune"]
+    assert not reused["measure"]
+    assert "pruned-int8_dynamic" in {a.name for a in report.artifacts}
+
+
+def test_artifacts_verify_and_predict_on_their_own(storage: Path, searched: RunReport, tmp_path: Path):
+    folder = run_dir(storage, searched) / "artifacts" / searched.selected
+    result = artifacts.verify(folder)
+    assert result["ok"], result
+    assert [check["name"] for check in result["checks"]] == ["sha256", "outputs", "metric"]
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    np.savez(tmp_path / "new.npz", x=digits.images[:50].astype(np.uint8))
+    predictions = artifacts.predict_with(folder, tmp_path / "new.npz")
+    right = sum(int(p["prediction"]) == t for p, t in zip(predictions, digits.target[:50], strict=True))
+    assert right > 40
+    assert sum(predictions[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_changed_file_does_not_verify(storage: Path, searched: RunReport, tmp_path: Path):
+    import shutil
+
+    from jobs.errors import ArtifactError
+
+    folder = tmp_path / "dense"
+    shutil.copytree(run_dir(storage, searched) / "artifacts" / "dense", folder)
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        artifacts.verify(folder)
+
+
+def test_one_and_two_workers_give_the_same_losses(tmp_path: Path):
+    base = JobSpec.parse(DIGITS | {"search": None, "compress": {}}).replace({"model.args.batch_norm": False})
+    losses = []
+    for workers in (1, 2):
+        report = run(base.replace({"resources.workers": workers}), runs=tmp_path / str(workers))
+        digest = next(s["hash"] for s in report.stages if s["name"] == "train")
+        losses.append(read_json(tmp_path / str(workers) / "stages" / digest / "history.json")["losses"])
+    assert losses[0][-1] < 0.5 * losses[0][0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_a_joint_search_trains_and_compresses_in_one_trial(tmp_path: Path):
+    spec = JobSpec.parse(DIGITS).replace(
+        {"search.mode": "joint", "search.trials": 2, "search.algorithm": "random", "train.epochs": 2}
+    )
+    report = run(spec, runs=tmp_path)
+    assert report.search is not None
+    assert [t["phase"] for t in report.search["trials"]] == ["joint", "joint"]
+    assert all(set(t["values"]) == {"metric", "latency_ms", "bytes"} for t in report.search["trials"])
+
+
+def test_several_winners_each_with_their_own_family(tmp_path: Path):
+    spec = JobSpec.parse(DIGITS).replace(
+        {
+            "search.trials": 2,
+            "search.winners": 2,
+            "search.algorithm": "grid",
+            "search.scheduler": "none",
+            "search.space": {"train.optimizer.lr": {"choice": [0.003, 0.01]}},
+            "train.epochs": 2,
+            "compress": {"quantize": {"schemes": ["fp16"]}},
+        }
+    )
+    report = run(spec, runs=tmp_path)
+    assert {a.name for a in report.artifacts} == {"dense", "dense-fp16", "dense-2", "dense-2-fp16"}
+
+
+def write_credit_table(path: Path, num_rows: int = 600) -> None:
+    """SYNTHETIC: a table in the format of credit data, with mixed columns, missing values and rare defaults."""
+    rng = np.random.default_rng(0)
+    rows = ["age,income,housing,job,duration,default"]
+    for _ in range(num_rows):
+        age, income = rng.integers(18, 80), rng.lognormal(10, 0.5)
+        housing = rng.choice(["own", "rent", "free"])
+        job = rng.choice(["skilled", "unskilled", "management", ""])
+        duration = rng.integers(6, 60)
+        risk = 0.04 * duration - income / 12_000 + (housing == "rent") + rng.normal(0, 0.5)
+        shown = "" if rng.random() < 0.1 else f"{income:.2f}"
+        rows.append(f"{age},{shown},{housing},{job},{duration},{'yes' if risk > 0.6 else 'no'}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+def test_a_credit_like_table_goes_through_all_stages(tmp_path: Path):
+    write_credit_table(tmp_path / "credit.csv")
+    spec = JobSpec.parse(
+        {
+            "name": "credit",
+            "data": {"source": {"kind": "csv", "path": str(tmp_path / "credit.csv")}, "target": "default"},
+            "metric": "roc_auc",
+            "model": {"name": "mlp", "args": {"hidden": [64, 32], "dropout": 0.1}},
+            "train": {"epochs": 8, "batch_size": 32, "class_weights": "balanced"},
+            "compress": {
+                "prune": {"ratio": 0.4, "recover": {"epochs": 2}},
+                "quantize": {"schemes": ["int8_dynamic"]},
+                "budget": {"max_metric_drop": 0.05},
+            },
+        }
+    )
+    spec = spec.replace({"data.split.calibration": 64})
+    report = run(spec, runs=tmp_path / "runs")
+    dense = next(a for a in report.artifacts if a.name == "dense")
+    assert dense.measurement.metric.name == "roc_auc"
+    assert dense.measurement.metric.value > 0.8
+    assert dense.measurement.details["classes"] == ["no", "yes"]
+    folder = tmp_path / "runs" / report.run_id / "artifacts" / report.selected
+    (tmp_path / "new.csv").write_text("age,income,housing,job,duration\n30,,rent,skilled,55\n60,90000,own,new-job,6\n")
+    risky, safe = artifacts.predict_with(folder, tmp_path / "new.csv")
+    assert risky["probabilities"]["yes"] > safe["probabilities"]["yes"]
+
+
+def test_a_regression_goes_through_all_stages(tmp_path: Path):
+    spec = JobSpec.parse(
+        {
+            "name": "diabetes",
+            "data": {"source": {"kind": "builtin", "name": "diabetes"}, "split": {"calibration": 64, "validation": 0.2}},
+            "metric": "rmse",
+            "model": {"name": "mlp", "args": {"hidden": [32, 16]}},
+            "train": {"epochs": 30, "batch_size": 32, "loss": "mse", "optimizer": {"name": "adam", "lr": 1e-2}},
+            "compress": {
+                "prune": {"ratio": 0.3, "recover": {"epochs": 5, "distill": {}}},
+                "quantize": {"schemes": ["int8_static", "int8_dynamic", "fp16"]},
+                "budget": {"max_metric_drop": 5.0},
+            },
+        }
+    )
+    report = run(spec, runs=tmp_path)
+    dense = next(a for a in report.artifacts if a.name == "dense")
+    assert dense.measurement.metric.value < 75  # the target's own deviation is 77
+    assert set(dense.measurement.details) == {"rmse", "mae", "r2"}
+    assert next(a for a in report.artifacts if a.name == report.selected).fits_budget
+
+
+def test_a_required_budget_that_nothing_meets_fails_with_the_report_written(tmp_path: Path):
+    spec = JobSpec.parse(DIGITS | {"search": None}).replace(
+        {"train.epochs": 1, "compress": {"quantize": {"schemes": ["fp16"]}, "budget": {"max_bytes": 10, "required": True}}}
+    )
+    with pytest.raises(BudgetUnmet):
+        run(spec, runs=tmp_path)
+    (folder,) = [p.parent for p in tmp_path.glob("*/spec.yaml")]
+    assert read_json(folder / "report.json")["selected"] == "dense"
+
+
+def test_a_search_whose_trials_all_fail_counts_the_causes(tmp_path: Path):
+    spec = JobSpec.parse(DIGITS).replace(
+        {
+            "train.optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 10.0},
+            "train.schedule": "constant",
+            "search.space": {"train.optimizer.lr": {"uniform": [90.0, 100.0]}},
+            "search.trials": 2,
+        }
+    )
+    with pytest.raises(JobFailed, match=r"none of the 2 trials completed: .*loss is"):
+        run(spec, runs=tmp_path)
