@@ -121,12 +121,14 @@ def check_address(address: str) -> None:
     if "://" in address:
         raise SpecError.at(
             "--address",
-            "a URL addresses Ray's job server or its client proxy; to send the whole job there, use `thresher submit --ray`",
+            "a URL is for whole jobs: `thresher submit --ray`",
             address,
             "host:port of a cluster that this machine is a node of, or auto",
         )
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise SpecError.at("--address", "no address of a Ray cluster", address, "host:port, for example head:6379; or auto")
+        raise SpecError.at(
+            "--address", "no address of a Ray cluster", address, "host:port, for example head:6379; or auto"
+        )
 
 
 def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -147,6 +149,15 @@ def find_token(environment: Mapping[str, str] = os.environ) -> str | None:
         return None
 
 
+def token_refused(address: str) -> ClusterUnreachable:
+    """The error for a cluster that wants a token, and another one than it was shown."""
+    what = "demands a token, and none was found" if find_token() is None else "does not accept the token"
+    return ClusterUnreachable(
+        f"the Ray cluster at {address} {what}; put the cluster's own into RAY_AUTH_TOKEN, "
+        "the file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
+    )
+
+
 def _accept_token() -> None:
     """Makes this process show its token, if it has one and the user has not said otherwise.
 
@@ -157,9 +168,8 @@ def _accept_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if "ray" in sys.modules:
         # Ray has read its settings when it was imported. It offers no public way to read them again.
-        from ray._raylet import Config
-
-        Config.initialize("")
+        raylet: Any = sys.modules["ray._raylet"]
+        raylet.Config.initialize("")
 
 
 def runtime_env(
@@ -204,7 +214,7 @@ def _probe(address: str, timeout_s: float) -> None:
             socket.create_connection((host, int(port)), timeout=min(_TCP_TIMEOUT_S, timeout_s)).close()
         except OSError as error:
             raise ClusterUnreachable(
-                f"no Ray cluster answers at {address}: {error}; is it running (`ray status`), and is that its head's port?"
+                f"no Ray cluster answers at {address}: {error}; does it run, and is this the port of its head?"
             ) from error
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     if address != "auto":
@@ -217,9 +227,6 @@ def _probe(address: str, timeout_s: float) -> None:
         ) from error
     except subprocess.CalledProcessError as error:
         if "AuthenticationError" in error.stderr:
-            raise ClusterUnreachable(
-                f"the Ray cluster at {address} does not accept the token; put the cluster's own into RAY_AUTH_TOKEN, "
-                "the file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
-            ) from error
+            raise token_refused(address) from error
         last = (error.stderr or error.stdout).strip().splitlines()[-1:] or ["no reason given"]
         raise ClusterUnreachable(f"no Ray cluster answers at {address}: {last[0]}") from error

@@ -161,9 +161,7 @@ class Gang:
             concurrency_groups=CONCURRENCY_GROUPS,
         )(Member)
         for bundle in range(self._first_bundle, self._first_bundle + self._size):
-            placed = member.options(
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement_group, bundle)
-            )
+            placed = member.options(scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement_group, bundle))
             self._handles.append(placed.remote(max(1, int(self._cpus_per_worker))))
         places = self._answers([handle.place.remote() for handle in self._handles], deadline)
         order = rank_order(places)
@@ -175,8 +173,7 @@ class Gang:
             [handle.seat.remote(rank, self._size, seat) for rank, (handle, seat) in enumerate(seats)], deadline
         )
         self._peers = [
-            Peer(rank, handle, place)
-            for rank, (handle, place) in enumerate(zip(self._handles, places, strict=True))
+            Peer(rank, handle, place) for rank, (handle, place) in enumerate(zip(self._handles, places, strict=True))
         ]
         if self._warm_up is not None:
             self._session = self._begin(self._warm_up, None)
@@ -189,9 +186,7 @@ class Gang:
         try:
             return ray.get(list(asked), timeout=max(0.0, deadline - time.monotonic()))
         except GetTimeoutError as error:
-            raise WorkerLost(
-                f"{self._size} workers did not start within {self._startup_timeout_s:g} s"
-            ) from error
+            raise WorkerLost(f"{self._size} workers did not start within {self._startup_timeout_s:g} s") from error
         except RayError as error:
             raise WorkerLost(f"a worker died while it started: {describe(error)}") from error
 

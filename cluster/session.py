@@ -68,9 +68,7 @@ class GangSession:
         self._number = number
         self._silence_timeout_s = silence_timeout_s
         self._abandon = abandon
-        self._runs: dict[ObjectRef, Peer] = {
-            peer.handle.run.remote(number, work, request): peer for peer in peers
-        }
+        self._runs: dict[ObjectRef, Peer] = {peer.handle.run.remote(number, work, request): peer for peer in peers}
         self._question: ObjectRef | None = None
         self._drained = False
         self._pings: dict[ObjectRef, Peer] = {}

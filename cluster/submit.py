@@ -25,7 +25,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from cluster.connect import EXCLUDES, find_token
+from cluster.connect import EXCLUDES, find_token, token_refused
 from jobs.errors import ClusterUnreachable, JobFailed, SpecError
 
 logger = logging.getLogger(__name__)
@@ -98,9 +98,7 @@ class RayJobs:
             SpecError: the working directory is missing, or too large for Ray (its message says the limit).
             JobFailed: Ray refused the job.
         """
-        runtime_env: dict[str, Any] = {
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)} | dict(env or {})
-        }
+        runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)} | dict(env or {})}
         if working_dir is not None:
             runtime_env |= {"working_dir": str(working_dir), "excludes": list(EXCLUDES)}
         with self._client():
@@ -185,10 +183,7 @@ class RayJobs:
                 self._opened = _open(self._address, self._timeout_s)
             yield self._opened
         except AuthenticationError as error:
-            raise ClusterUnreachable(
-                f"the Ray cluster at {self._address} does not accept the token; put the cluster's own into "
-                "RAY_AUTH_TOKEN, the file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
-            ) from error
+            raise token_refused(self._address) from error
         except (requests.RequestException, OSError) as error:
             raise ClusterUnreachable(
                 f"no Ray job server answers at {self._address} within {self._timeout_s:g} s ({error}); "
@@ -196,7 +191,9 @@ class RayJobs:
             ) from error
         except RuntimeError as error:
             if submission_id is not None and "status code 404" in str(error):
-                raise SpecError.at("JOB", f"the Ray cluster at {self._address} knows no such job", submission_id) from error
+                raise SpecError.at(
+                    "JOB", f"the Ray cluster at {self._address} knows no such job", submission_id
+                ) from error
             if any(code in str(error) for code in _GATEWAY_ERRORS):
                 raise ClusterUnreachable(f"the Ray cluster behind {self._address} does not answer: {error}") from error
             raise JobFailed(f"Ray refused: {error}") from error

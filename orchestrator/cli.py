@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from jobs.errors import SpecError, ThresherError
@@ -24,6 +23,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: fetch a known one, look at a spec's.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+_ARGUMENTS_ARE_WRONG: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""Click's base of usage errors: that of the click package, or of the copy that newer versions of typer carry."""
 
 Spec = Annotated[Path, typer.Argument(help="The job spec: YAML or JSON.", metavar="SPEC")]
 RunName = Annotated[str, typer.Argument(help="A run directory, or an id below --runs.", metavar="RUN")]
@@ -280,12 +282,12 @@ def main() -> None:
     except ThresherError as error:
         _fail(error, as_json, {})
         code = error.exit_code
-    except click.ClickException as error:
+    except _ARGUMENTS_ARE_WRONG as error:
         error.show()
         if as_json:
             _print({"error": "UsageError", "problems": [error.format_message()]}, [], as_json)
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         code = 130
     except BrokenPipeError:

@@ -121,6 +121,7 @@ def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
     own_modules = Path(spec.code.working_dir).absolute() if spec.uses_own_code else None
     with (
         connect(address, working_dir=own_modules, requirements=spec.code.requirements) as connection,
+        _stop_on_sigterm(),  # Ray has put its own handler in place of ours
         ExitStack() as stack,
     ):
         run.event("connected", seconds=time.monotonic() - started)

@@ -15,6 +15,7 @@ import queue
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -406,7 +407,10 @@ def _quiet_tune() -> Iterator[None]:
     if not os.environ.get("THRESHER_DEBUG"):
         tune_log.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            # ASHA's percentiles over a rung that holds failed trials alone.
+            warnings.filterwarnings("ignore", message="All-NaN slice encountered", category=RuntimeWarning)
+            yield
     finally:
         tune_log.setLevel(level)
         for name, value in before.items():

@@ -13,7 +13,8 @@ from torch import nn
 from jobs.errors import ArtifactError, SpecError
 from jobs.models.layers import Activation, BatchNorm, Conv, Dropout, Flatten, Layer, Linear, MaxPool, Shape
 from jobs.models.registry import blocks_of
-from jobs.spec.model import FactoryModel, LenetModel, MlpModel
+from jobs.section import Record
+from jobs.spec.model import FactoryModel, LenetModel, MlpModel, Model
 from jobs.storage import atomic_path, read_json, write_json
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -24,9 +25,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(
-    model: LenetModel | MlpModel | FactoryModel, input_shape: Shape, outputs: int, seed: int
-) -> nn.Module:
+def build(model: LenetModel | MlpModel | FactoryModel, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
     """A freshly initialized module: (batch, *input_shape) float32 → (batch, outputs) logits or values.
 
     The initialization is a function of `seed` alone; the process's own random state is left as it was.
@@ -78,9 +77,7 @@ def call_factory(model: FactoryModel, input_shape: Shape, outputs: int) -> nn.Mo
     try:
         built = factory(input_shape=input_shape, outputs=outputs, **model.args)
     except TypeError as error:
-        raise SpecError.at(
-            "model.args", f"{model.name} does not take these arguments: {error}", model.args
-        ) from error
+        raise SpecError.at("model.args", f"{model.name} does not take these arguments: {error}", model.args) from error
     if not isinstance(built, nn.Module):
         raise SpecError.at(
             "model.name", f"{model.name} returned a {type(built).__name__}, not a torch.nn.Module", model.name
@@ -89,6 +86,15 @@ def call_factory(model: FactoryModel, input_shape: Shape, outputs: int) -> nn.Mo
 
 
 MODEL_FILE, RECIPE_FILE = "model.safetensors", "model.json"
+
+
+class _Recipe(Record):
+    """What model.json holds."""
+
+    model: Model
+    input_shape: tuple[int, ...]
+    outputs: int
+    pruned: bool = False
 
 
 def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
@@ -107,14 +113,17 @@ def load_model(folder: Path) -> nn.Module:
 
     Raises ArtifactError if files are missing, damaged, or do not belong together.
     """
-    from jobs.spec.load import model_section
-
     try:
-        recipe = read_json(folder / RECIPE_FILE)
+        recipe = _Recipe.from_json(read_json(folder / RECIPE_FILE))
         tensors = load_file(folder / MODEL_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{folder} holds no readable model: {error}") from error
-    module = build(model_section(recipe["model"]), tuple(recipe["input_shape"]), recipe["outputs"], seed=0)
+    try:
+        module = build(recipe.model, recipe.input_shape, recipe.outputs, seed=0)
+    except SpecError as error:
+        if isinstance(recipe.model, FactoryModel):
+            raise  # the user's modules may be what is missing
+        raise ArtifactError(f"{folder}: {RECIPE_FILE} describes no model: {error}") from error
     missing = set(module.state_dict()).symmetric_difference(tensors)
     if missing:
         raise ArtifactError(f"{folder}: the tensors do not fit the model: {', '.join(sorted(missing)[:5])}")
@@ -136,6 +145,8 @@ def _take_widths(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         }
         changed = {name: value for name, value in stored.items() if getattr(layer, name).shape != value.shape}
         for name, value in changed.items():
+            if getattr(layer, name).dim() != value.dim():
+                raise ArtifactError(f"the tensor {prefix}.{name} of {tuple(value.shape)} does not fit {layer}")
             if isinstance(getattr(layer, name), nn.Parameter):
                 setattr(layer, name, nn.Parameter(torch.empty_like(value)))
             else:

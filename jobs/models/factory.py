@@ -1,6 +1,6 @@
 """A look at the user's own model from outside: built in a process of its own, so that planning imports no torch.
 
-    python -m jobs.models.factory '{"name": "package.module:factory", …}'     prints a ModelSummary as JSON
+python -m jobs.models.factory '{"name": "package.module:factory", …}'     prints a ModelSummary as JSON
 """
 
 import json

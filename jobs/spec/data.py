@@ -122,7 +122,7 @@ class Augmentation(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Augmentation":
-        if len(self.model_fields_set) != 1 or self.step is None:
+        if sum(value is not None for _, value in self) != 1:
             raise illegal(
                 "an augmentation step names exactly one method",
                 ", ".join(type(self).model_fields),
@@ -143,7 +143,9 @@ class Data(Section):
     """none: as stored; unit: to 0…1; standardize: mean 0, deviation 1, from the training split's statistics."""
     augment: tuple[Augmentation, ...] = ()
 
-    @field_validator("augment", mode="before")
+    @field_validator(
+        "augment", mode="before", json_schema_input_type=tuple[Augmentation | Literal["horizontal_flip"], ...]
+    )
     @classmethod
     def _names_alone(cls, value: Any) -> Any:
         """`horizontal_flip` alone stands for `{horizontal_flip: {}}`, so that the defaults are one word away."""

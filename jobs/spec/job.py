@@ -18,6 +18,11 @@ REGRESSION_METRICS = ("rmse", "mae")
 HIGHER_IS_BETTER = ("accuracy", "f1_macro", "roc_auc")
 
 
+def _default_metric(job: dict[str, Any]) -> Metric:
+    """Called after `train` is validated, and without it where it is wrong."""
+    return "rmse" if "train" in job and job["train"].loss == "mse" else "accuracy"
+
+
 class Code(Section):
     """The user's own modules: their digest is part of every stage's hash, and they travel to the workers."""
 
@@ -32,25 +37,17 @@ class JobSpec(Section):
     project: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     priority: int = Field(default=0, ge=-100, le=100)
     data: Data
-    metric: Metric
     code: Code = Code()
     model: Model
     train: Train = Train()
+    metric: Metric = Field(default_factory=_default_metric)
+    """Default: accuracy; rmse under mse."""
     layout: Literal["auto"] | Layout = "auto"
     resources: Resources = Resources()
     retry: Retry = Retry()
     search: Search | None = None
     compress: Compress = Compress()
     export: Export = Export()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_metric(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("metric") is None:
-            train = value.get("train")
-            loss = train.get("loss") if isinstance(train, dict) else getattr(train, "loss", None)
-            return {**value, "metric": "rmse" if loss == "mse" else "accuracy"}
-        return value
 
     @field_validator("metric")
     @classmethod

@@ -48,7 +48,7 @@ class MlpModel(Section):
 class FactoryModel(Section):
     """`package.module:factory`, called as factory(input_shape=…, outputs=…, **args); returns a torch.nn.Module."""
 
-    name: str = Field(max_length=300)
+    name: str = Field(max_length=300, json_schema_extra={"pattern": ":"})
     args: dict[str, Any] = Field(default={})
 
     @field_validator("name")

@@ -21,7 +21,7 @@ class Dimension(Section):
     @model_validator(mode="after")
     def _legal(self) -> "Dimension":
         kinds = "uniform: [low, high], loguniform: [low, high], int: [low, high], logint: [low, high], choice: [values]"
-        if len(self.model_fields_set) != 1 or self.bounds is self.choice is None:
+        if sum(value is not None for _, value in self) != 1:
             raise illegal("a search dimension names exactly one kind", kinds)
         if self.choice is not None:
             if not self.choice:

@@ -97,8 +97,11 @@ class Checkpointing(Section):
 
 
 class Train(Section):
-    epochs: int | None = Field(default=None, ge=1, le=100_000)
     steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    epochs: int | None = Field(
+        default_factory=lambda train: 10 if train.get("steps") is None else None, ge=1, le=100_000
+    )
+    """Default: 10, unless `steps` are given."""
     batch_size: int = Field(default=128, ge=1, le=1_048_576)
     """The GLOBAL batch: the layout never changes it."""
     loss: Literal["cross_entropy", "mse", "bce"] = "cross_entropy"
@@ -113,22 +116,19 @@ class Train(Section):
     checkpoint: Checkpointing = Checkpointing()
     seed: int = Field(default=0, ge=0, lt=2**32)
 
-    @field_validator("schedule", mode="before")
+    @field_validator(
+        "schedule", mode="before", json_schema_input_type=Schedule | Literal["constant", "step", "cosine", "one_cycle"]
+    )
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_epochs(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("epochs") is None and value.get("steps") is None:
-            return {**value, "epochs": 10}
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
         if self.epochs is not None and self.steps is not None:
             raise illegal("epochs and steps exclude each other", "one of the two", at="steps")
+        if self.epochs is None and self.steps is None:
+            raise illegal("epochs or steps are needed", "one of the two", at="epochs")
         if self.precision == "fp16":
             raise not_supported_yet("precision fp16", at="precision")
         if self.loss != "cross_entropy" and self.label_smoothing > 0.0:

@@ -27,7 +27,9 @@ def test_a_job_servers_url_is_pointed_to_submit():
         check_address("http://head:8265")
 
 
-def test_nobody_there_is_said_quickly():
+def test_nobody_there_is_said_quickly(monkeypatch):
+    # Without it, a token of this machine would switch authentication on for the whole process.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:1\b"), connect("127.0.0.1:1"):
         pass
 

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from cluster.submit import JobState, RayJobs
-from fake_head import FakeHead
 from jobs.errors import ClusterUnreachable, JobFailed, SpecError
+from tests.cluster.fake_head import FakeHead
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_ray_address_does_not_redirect(head, jobs, monkeypatch):
 
 def test_the_token_is_shown(monkeypatch):
     with FakeHead(token="secret") as head:
-        with pytest.raises(ClusterUnreachable, match="does not accept the token"):
+        with pytest.raises(ClusterUnreachable, match="none was found"):
             RayJobs(head.url).status("job-1")
         monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
         with pytest.raises(ClusterUnreachable, match="does not accept the token"):

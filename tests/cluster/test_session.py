@@ -6,8 +6,8 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from cluster import session as module
 from cluster.member import Place
 from cluster.session import GangSession, Peer
-from worker_fakes import FakeMember, FakeRay
 from jobs.errors import JobFailed, TrainingDiverged, WorkerLost
+from tests.cluster.worker_fakes import FakeMember, FakeRay
 
 
 class Bench:

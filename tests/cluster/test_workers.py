@@ -3,8 +3,8 @@
 import pytest
 
 from cluster.workers import run_work
-from worker_fakes import FakeGroup, Result
 from jobs.errors import TrainingDiverged, WorkerLost
+from tests.cluster.worker_fakes import FakeGroup, Result
 
 
 def work(context, request):

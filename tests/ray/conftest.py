@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 
 from cluster.connect import Connection, connect
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def local_ray() -> Iterator[Connection]:
     with pytest.MonkeyPatch.context() as patch:
         # Must not matter: a local connection is never redirected.
         patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-        with connect(None, working_dir=HERE, num_cpus=4) as connection:
+        with connect(None, working_dir=ROOT, num_cpus=4) as connection:
             yield connection
 
 
@@ -65,10 +66,8 @@ def ray_head() -> Iterator[Head]:
                 process.wait(20)
             finally:
                 # The daemons are in the session that was opened for them; by now they should be gone.
-                try:
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
 
 
 def free_ports(count: int) -> list[int]:
