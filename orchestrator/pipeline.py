@@ -18,7 +18,7 @@ from cluster.gang import Gang
 from jobs import data
 from jobs.context import WorkRef
 from jobs.data import Dataset
-from jobs.errors import BudgetUnmet, Interrupted, SpecError, ThresherError
+from jobs.errors import BudgetUnmet, ClusterUnreachable, Interrupted, SpecError, ThresherError
 from jobs.export.card import file_records
 from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, StageManifest, Trial
 from jobs.spec import JobSpec
@@ -79,7 +79,13 @@ def run(
     """
     storage = Storage.at(runs)
     plan_job(spec, storage)
-    return resume_run(storage.create_run(spec), storage, address=address, listeners=listeners)
+    created = storage.create_run(spec)
+    try:
+        return resume_run(created, storage, address=address, listeners=listeners)
+    except (SpecError, ClusterUnreachable):
+        if not (created.folder / "stages").exists():
+            shutil.rmtree(created.folder)  # nothing is complete: there is nothing to resume
+        raise
 
 
 def resume(
@@ -101,10 +107,6 @@ def resume_run(run: Run, storage: Storage, *, address: str | None, listeners: tu
         except (KeyboardInterrupt, Interrupted) as error:
             run.event("interrupted")
             raise Interrupted(f"stopped; go on with: thresher resume {run.folder}") from error
-        except SpecError:
-            if not (run.folder / "plan.json").exists():
-                shutil.rmtree(run.folder)  # nothing was begun that could be resumed
-            raise
         except ThresherError as error:
             run.event("failed", error=type(error).__name__, message=str(error))
             raise

@@ -9,14 +9,20 @@ from orchestrator.units import format_seconds
 
 
 class PlainProgress:
-    """One line for what matters: stages, epochs, trials, losses of workers."""
+    """One line for what matters: stages, epochs, trials, losses of workers; a sign of life when nothing else is said."""
+
+    QUIET_S = 15.0
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
-        self.started = time.monotonic()
+        self.started = self.spoke = time.monotonic()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if line := describe(event):
+        line = describe(event)
+        if not line and time.monotonic() - self.spoke > self.QUIET_S:
+            line = sign_of_life(event)
+        if line:
+            self.spoke = time.monotonic()
             self.out.write(f"[{time.monotonic() - self.started:7.1f} s] {line}\n")
             self.out.flush()
 
@@ -60,6 +66,15 @@ def describe(event: dict[str, Any]) -> str:
             return "interrupted"
         case "failed":
             return f"failed: {event['error']}"
+    return ""
+
+
+def sign_of_life(event: dict[str, Any]) -> str:
+    """How far work is; empty for events that tell nothing of it."""
+    if event["event"] == "step":
+        return f"{event['label']}: {event['step']}/{event['total_steps']} steps, loss {event['loss']:.4g}"
+    if event["event"] == "trial_epoch":
+        return f"trial {event['trial']}: epoch {event['epoch']:.4g}, metric {event['metric']:.4g}"
     return ""
 
 

@@ -171,9 +171,10 @@ class Storage:
         """A run by directory or by id. Raises SpecError with the nearest id."""
         import difflib
 
-        if (Path(name) / "spec.yaml").is_file():
+        # os.path: names that no file system takes are simply not there.
+        if os.path.isfile(Path(name) / "spec.yaml"):
             return Run(Path(name).absolute())
-        if RUN_ID.fullmatch(name) and (self.root / name / "spec.yaml").is_file():
+        if RUN_ID.fullmatch(name) and os.path.isfile(self.root / name / "spec.yaml"):
             return Run(self.root / name)
         near = difflib.get_close_matches(name, self.run_ids(), n=1, cutoff=0.3)
         raise SpecError.at("RUN", f"no run {name!r} below {self.root}", nearest=near[0] if near else None)

@@ -207,7 +207,6 @@ class TrialActor(tune.Trainable):
                 resources.gpus_per_worker,
                 warm_up=WorkRef("jobs.train.mesh:warm_up"),
                 placement_group=ray.util.get_current_placement_group(),
-                first_bundle=1,
             )
             self.gang_s = time.monotonic() - started
         return self.gang
@@ -370,8 +369,8 @@ def _tune(task: SearchTask, study: Study, finished: list[Trial], total: int) -> 
     tuner = tune.Tuner(
         tune.with_resources(
             TrialActor,
-            # The actor itself only waits; its gang has the bundles after the first.
-            PlacementGroupFactory([{"CPU": 0.001}, *workers]),
+            # The actor itself only waits, and needs nothing: all bundles are its gang's.
+            PlacementGroupFactory([{}, *workers]),
         ),
         param_space={"shared": shared},
         tune_config=tune.TuneConfig(

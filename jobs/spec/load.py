@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ _Loader.add_implicit_resolver(
 
 def read_document(path: Path) -> dict[str, Any]:
     """Reads a YAML (or JSON, its subset) file of limited size, depth and number of nodes. Raises SpecError."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no file system takes
         raise SpecError.at("", f"{path} is a folder, not a job spec")
     try:
         with path.open("rb") as file:

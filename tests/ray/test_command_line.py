@@ -139,3 +139,4 @@ def test_a_cluster_that_is_not_there_is_exit_code_3(project: Path, command: list
     assert done.returncode == 3, done.stderr
     assert str(port) in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(project.glob("runs/*/spec.yaml"))
