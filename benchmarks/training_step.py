@@ -29,15 +29,18 @@ FASHION = Path("data/fashion-mnist")
 
 
 def spec_for(steps: int) -> JobSpec:
-    source = (
-        {"kind": "idx", "path": str(FASHION)} if FASHION.is_dir() else {"kind": "builtin", "name": "digits"}
-    )
+    source = {"kind": "idx", "path": str(FASHION)} if FASHION.is_dir() else {"kind": "builtin", "name": "digits"}
     return JobSpec.parse(
         {
             "name": "training-step",
             "data": {"source": source},
             "model": {"name": "lenet"},
-            "train": {"steps": steps, "batch_size": 64, "optimizer": {"name": "adamw"}, "checkpoint": {"every_steps": 10**9}},
+            "train": {
+                "steps": steps,
+                "batch_size": 64,
+                "optimizer": {"name": "adamw"},
+                "checkpoint": {"every_steps": 10**9},
+            },
         }
     )
 
@@ -76,7 +79,10 @@ def plain_torch(context: Any, request: TrainRequest) -> dict[str, float]:
         optimizer.step()
     module.eval()
     with torch.no_grad():
-        right = sum((module(x).argmax(1) == y).sum().item() for x, y in zip(*(t.split(512) for t in arrays["validation"]), strict=True))
+        right = sum(
+            (module(x).argmax(1) == y).sum().item()
+            for x, y in zip(*(t.split(512) for t in arrays["validation"]), strict=True)
+        )
     return {"seconds": time.perf_counter() - started, "steps": steps, "metric": right / len(arrays["validation"][1])}
 
 

@@ -34,10 +34,6 @@ EXCLUDES = (
     "__pycache__/",
     ".*_cache/",
     "*.egg-info/",
-    "/runs/",
-    "/data/",
-    "/build/",
-    "/dist/",
 )
 """What never travels with a working directory, as in a .gitignore; the directory's own .gitignore counts as well."""
 

@@ -21,13 +21,3 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def digest_tree(root: Path, pattern: str = "**/*.py") -> str:
-    """The SHA-256 (hex) over the relative names and contents of the files below `root` that match."""
-    files = sorted(
-        path
-        for path in root.glob(pattern)
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    return digest_json([[str(path.relative_to(root)), digest_file(path)] for path in files])

@@ -17,9 +17,7 @@ class Section(BaseModel):
         if isinstance(value, dict):
             known = sorted(field.alias or name for name, field in cls.model_fields.items())
             if unknown := [key for key in value if key not in known]:
-                raise PydanticCustomError(
-                    "unknown_keys", "unknown keys", {"unknown": unknown, "known": known}
-                )
+                raise PydanticCustomError("unknown_keys", "unknown keys", {"unknown": unknown, "known": known})
         return value
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.spec import JobSpec
 
 if TYPE_CHECKING:
-    from orchestrator.pipeline import resume, run
+    from orchestrator.driver import resume, run
 
 __all__ = ["JobSpec", "resume", "run"]
 
@@ -19,7 +19,7 @@ __all__ = ["JobSpec", "resume", "run"]
 def __getattr__(name: str) -> Any:
     # Ray is imported by whoever runs a job, not by whoever reads a spec.
     if name in ("resume", "run"):
-        from orchestrator import pipeline
+        from orchestrator import driver
 
-        return getattr(pipeline, name)
+        return getattr(driver, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from jobs.data import Dataset, Encoding, read_samples
 from jobs.errors import ArtifactError, DataError
-from jobs.export.card import file_records, read_card, write_card
+from jobs.export.card import read_card, write_card
 from jobs.measure.metrics import interval
 from jobs.measure.session import predict
 from jobs.records import Artifact

@@ -58,18 +58,18 @@ def run(
 ) -> None:
     """Run a job to its report, here or on a Ray cluster. Prints the run directory as its last line."""
     from jobs.spec import JobSpec
-    from orchestrator import pipeline
+    from orchestrator import driver
 
     parsed = JobSpec.load(spec, overrides)
-    _drive(lambda listeners: pipeline.run(parsed, runs=runs, address=address, listeners=listeners), runs, as_json)
+    _drive(lambda listeners: driver.run(parsed, runs=runs, address=address, listeners=listeners), runs, as_json)
 
 
 @app.command()
 def resume(name: RunName, runs: Runs = "runs", address: Address = None, as_json: Json = False) -> None:
     """Go on with a run that was broken off. Complete stages are not run again."""
-    from orchestrator import pipeline
+    from orchestrator import driver
 
-    _drive(lambda listeners: pipeline.resume(name, runs=runs, address=address, listeners=listeners), runs, as_json)
+    _drive(lambda listeners: driver.resume(name, runs=runs, address=address, listeners=listeners), runs, as_json)
 
 
 def _drive(start: Any, runs: str, as_json: bool) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import data
+from jobs.code import digest_modules
 from jobs.errors import SpecError
-from jobs.hashing import digest_tree
 from jobs.layout import BatchShare, ParallelLayout, share_batch
 from jobs.models.factory import inspect_factory
 from jobs.models.registry import summarize
@@ -131,12 +131,7 @@ def check_searched_batches(spec: JobSpec, info: DatasetInfo) -> None:
 
 def code_digest(spec: JobSpec) -> str:
     """The digest of the user's modules, where the spec uses any; else empty. Raises SpecError if they are missing."""
-    if not spec.uses_own_code:
-        return ""
-    folder = Path(spec.code.working_dir)
-    if not folder.is_dir():
-        raise SpecError.at("code.working_dir", "no such folder", spec.code.working_dir)
-    return digest_tree(folder)
+    return digest_modules(Path(spec.code.working_dir)) if spec.uses_own_code else ""
 
 
 def model_summary(spec: JobSpec, info: DatasetInfo, code: str, storage: Storage) -> ModelSummary:

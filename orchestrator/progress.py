@@ -9,7 +9,7 @@ from orchestrator.units import format_seconds
 
 
 class PlainProgress:
-    """One line for what matters: stages, epochs, trials, losses of workers; a sign of life when nothing else is said."""
+    """One line for what matters: stages, epochs, trials, losses of workers; else a sign of life."""
 
     QUIET_S = 15.0
 

@@ -73,7 +73,11 @@ class Storage:
         """A local folder. Raises SpecError for addresses of object stores."""
         if "://" in str(place):
             raise SpecError.at("--runs", "not supported yet: storage on an object store", str(place), "a folder")
-        return cls(Path(place))
+        root = Path(place).absolute()
+        there = next(folder for folder in (root, *root.parents) if os.path.lexists(folder))
+        if not os.path.isdir(there):
+            raise SpecError.at("--runs", f"{there} is no folder", str(place), "a folder, or a name for a new one")
+        return cls(root)
 
     @property
     def datasets(self) -> Path:
@@ -163,7 +167,10 @@ class Storage:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         folder = self.root / f"{spec.name}-{stamp}-{secrets.token_hex(3)}"
         with storage_errors(folder):
-            folder.mkdir(parents=True)
+            try:
+                folder.mkdir(parents=True)
+            except PermissionError as error:
+                raise SpecError.at("--runs", f"may not be written to: {error.strerror}", str(self.root)) from error
             write_text(folder / "spec.yaml", yaml.safe_dump(spec.document(), sort_keys=False, allow_unicode=True))
         return Run(folder)
 
@@ -268,6 +275,26 @@ class Run:
     def metric(self, **fields: Any) -> None:
         """Appends a measurement to metrics.jsonl: {t, stage, trial, epoch, step, split, loss, metric, lr}."""
         self._append("metrics.jsonl", {"t": time.time(), **fields})
+
+    def log(self, report: dict[str, Any]) -> None:
+        """Books what work reports: all of it as events, its figures as metrics too."""
+        if report["event"] in ("step", "epoch", "trial_epoch"):
+            figures = {key: report.get(key) for key in ("epoch", "step", "split", "loss", "metric", "lr")}
+            self.metric(stage=report.get("label", report.get("phase")), trial=report.get("trial"), **figures)
+        self.event(**report)
+
+    def stage_done(self, name: str, manifest: StageManifest, reused: bool) -> None:
+        """Books a complete stage, and that this run refers to it."""
+        self.refer(name, manifest, reused=reused)
+        held_up = manifest.result.get("checkpoint_s", 0.0)
+        self.event(
+            "stage",
+            stage=name,
+            stage_hash=manifest.hash,
+            reused=reused,
+            seconds=manifest.seconds,
+            checkpoint_s=held_up,
+        )
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         line = (json.dumps(record, ensure_ascii=False, default=str) + "\n").encode()

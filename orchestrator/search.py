@@ -1,12 +1,9 @@
-"""The search: Ray Tune runs the trials, Optuna is asked and told by ourselves, warm gangs do the work.
+"""The search: Ray Tune runs the trials, warm gangs do the work. The only file that imports ray.tune.
 
-Ray's own Optuna adapter (2.60) books a trial that ASHA stopped as complete and leaves a NaN trial running; here a
-stopped trial is told as PRUNED, a diverged or lost one as FAIL, and the budget as a constraint. The study is an Optuna
-journal file, which optuna-dashboard opens and which a resumed search goes on from.
+Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
+as complete, leaves a NaN trial running, and knows no constraints.
 """
 
-import hashlib
-import itertools
 import json
 import logging
 import math
@@ -22,13 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
@@ -40,15 +31,17 @@ from jobs.context import WorkRef
 from jobs.errors import Interrupted, JobFailed
 from jobs.records import Trial
 from jobs.spec import JobSpec
-from jobs.spec.search import Dimension, Phase, Search
-from orchestrator.runs import Storage
+from jobs.spec.search import Phase, Search
+from orchestrator.runs import Storage, read_lines
 from orchestrator.stages import Stages
+from orchestrator.study import Study
 from orchestrator.trials import TrialTask, failed_trial, run_trial
 
 logger = logging.getLogger(__name__)
 
 STEP_TIMEOUT_S = 3600.0
 STOP_TIMEOUT_S = 60.0
+_LOST = "the process that ran the trial was lost"
 
 
 @dataclass(frozen=True)
@@ -77,96 +70,6 @@ class SearchTask:
     def search(self) -> Search:
         assert self.base.search is not None
         return self.base.search
-
-
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """Optuna's form of a dimension."""
-    if dimension.choice is not None:
-        return CategoricalDistribution(dimension.choice)
-    assert dimension.bounds is not None
-    low, high = dimension.bounds
-    if dimension.int_uniform or dimension.int_loguniform:
-        return IntDistribution(int(low), int(high), log=dimension.int_loguniform is not None)
-    return FloatDistribution(low, high, log=dimension.loguniform is not None)
-
-
-def directions(spec: JobSpec, phase: Phase) -> dict[str, str]:
-    """The objectives of a phase. Training keys alone change no file: that phase looks at the metric only."""
-    assert spec.search is not None
-    found = {"metric": spec.metric_direction}
-    if phase != "train":
-        named = spec.search.objectives.model_dump(exclude_none=True)
-        found |= {name: "min" for name in ("latency_ms", "bytes") if name in named}
-    return dict(found)
-
-
-class Study:
-    """Optuna's study of one phase, kept in a file. A trial's sampler seed is a function of (seed, number) alone."""
-
-    def __init__(self, task: SearchTask) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        search = task.search
-        task.folder.mkdir(parents=True, exist_ok=True)
-        self.search = search
-        self.objectives = directions(task.base, task.phase)
-        self.space = {key: distribution(dim) for key, dim in search.dimensions(task.phase).items()}
-        dims = search.dimensions(task.phase)
-        self.grid = (
-            list(itertools.product(*(dims[key].grid or () for key in dims))) if search.algorithm == "grid" else []
-        )
-        self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(task.folder / "study.log"))),
-            study_name=f"{task.base.name}/{task.phase}",
-            directions=["maximize" if d == "max" else "minimize" for d in self.objectives.values()],
-            load_if_exists=True,
-        )
-        self._asked: dict[int, optuna.Trial] = {}
-        self._repeat = self._orphans()
-
-    def _orphans(self) -> list[dict[str, Any]]:
-        """Trials that were running when an earlier driver died: booked as failed, and their values tried again."""
-        lost = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in lost:
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        return [dict(trial.params) for trial in lost]
-
-    def _sampler(self, number: int) -> BaseSampler:
-        seed = int.from_bytes(hashlib.sha256(f"{self.search.seed}/{number}".encode()).digest()[:4], "big")
-        if self.search.algorithm == "random":
-            return RandomSampler(seed=seed)
-        return TPESampler(
-            seed=seed,
-            multivariate=True,
-            constant_liar=True,
-        )
-
-    def ask(self, index: int) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and values; `index` counts the trials of the search, for the grid."""
-        if self._repeat:
-            self.study.enqueue_trial(self._repeat.pop(0))
-        elif self.grid:
-            self.study.enqueue_trial(dict(zip(self.space, self.grid[index % len(self.grid)], strict=True)))
-        number = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = self._sampler(number)
-        trial = self.study.ask(self.space)
-        self._asked[trial.number] = trial
-        return trial.number, dict(trial.params)
-
-    def intermediate(self, number: int, epoch: int, metric: float) -> None:
-        if len(self.objectives) == 1:
-            self._asked[number].report(metric, epoch)
-
-    def tell(self, trial: Trial) -> None:
-        """Books a trial as what it was."""
-        asked = self._asked.pop(trial.number)
-        asked.set_user_attr("cause", trial.cause)
-        if trial.state == "completed":
-            asked.set_constraint("budget", trial.violation)
-            self.study.tell(asked, [trial.values[name] for name in self.objectives])
-        elif trial.state == "pruned":
-            self.study.tell(asked, state=TrialState.PRUNED)
-        else:
-            self.study.tell(asked, state=TrialState.FAIL)
 
 
 class TrialActor(tune.Trainable):
@@ -222,7 +125,7 @@ class TrialActor(tune.Trainable):
         started = time.monotonic()
         try:
             trial = run_trial(task, self.base, self.stages, epochs.put)
-        except Exception as error:  # noqa: BLE001 - it ends this trial, and is booked with its cause
+        except Exception as error:
             logger.exception("trial %d failed", task.number)
             cause = f"{type(error).__name__}: {error}"
             trial = failed_trial(task, cause, seconds=time.monotonic() - started)
@@ -235,7 +138,7 @@ class TrialActor(tune.Trainable):
             raise JobFailed(f"the trial has shown no epoch for {STEP_TIMEOUT_S:.0f} s") from None
         if "trial" in item:
             metric = item["trial"]["values"].get("metric")
-            # Tune flattens what is nested, hence the text; it wants the metric always, and ASHA's percentiles pass over NaN.
+            # Tune flattens what is nested, hence the text. It always wants the metric; ASHA passes over NaN.
             metric = math.nan if metric is None else metric
             return {"done": True, "record": json.dumps(item["trial"]), "metric": metric, "gang_s": self.gang_s}
         return {"metric": item["metric"], "report": json.dumps(item)}
@@ -302,7 +205,7 @@ class _Asker(Searcher):
                 phase=task.phase,
                 params=task.params,
                 state="failed" if error else "pruned",
-                cause="the process that ran the trial was lost" if error else f"stopped by the scheduler after {len(curve)} epochs",
+                cause=_LOST if error else f"stopped by the scheduler after {len(curve)} epochs",
                 values={},
                 curve=tuple(report["metric"] for report in curve),
                 seconds=time.monotonic() - self.since[trial_id],
@@ -335,7 +238,7 @@ def run_search(task: SearchTask) -> list[Trial]:
     search, phase = task.search, task.phase
     total = search.num_trials(phase)
     finished = _finished(task.folder)
-    study = Study(task)
+    study = Study(task.base, phase, task.folder)
     if len(finished) < total:
         _tune(task, study, finished, total)
     if task.should_stop():
@@ -398,7 +301,11 @@ def _tune(task: SearchTask, study: Study, finished: list[Trial], total: int) -> 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
     """Keeps Tune's own tables off the terminal, and leaves an interruption to whoever drives the job."""
-    wanted = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600"}
+    wanted = {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     tune_log = logging.getLogger("ray.tune")
@@ -443,6 +350,4 @@ def keep(folder: Path, trial: Trial) -> None:
 
 
 def _finished(folder: Path) -> list[Trial]:
-    from orchestrator.runs import read_lines
-
     return [Trial.from_json(document) for document in read_lines(folder / "trials.jsonl")]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from cluster.submit import RayJobs
-from jobs.errors import SpecError
+from jobs.code import copy_modules
 from jobs.spec import JobSpec
 
 SPEC_NAME = "thresher-job.yaml"
@@ -45,7 +45,7 @@ class RemoteJobs:
         with tempfile.TemporaryDirectory(prefix="thresher-submit-") as name:
             folder = Path(name)
             if spec.uses_own_code:
-                _copy_modules(Path(spec.code.working_dir), folder)
+                copy_modules(Path(spec.code.working_dir), folder)
             document = _with_absolute_paths(spec.document())
             (folder / SPEC_NAME).write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
             self.jobs.submit(
@@ -86,17 +86,6 @@ def exit_code(state: Any) -> int:
     if state.status == "SUCCEEDED":
         return 0
     return state.exit_code or 1
-
-
-def _copy_modules(source: Path, target: Path) -> None:
-    """The Python files below the working directory: what the digest covers is what travels."""
-    if not source.is_dir():
-        raise SpecError.at("code.working_dir", "no such folder", str(source))
-    for path in source.rglob("*.py"):
-        relative = path.relative_to(source)
-        if not any(part.startswith(".") for part in relative.parts):
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            (target / relative).write_bytes(path.read_bytes())
 
 
 def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:

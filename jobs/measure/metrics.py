@@ -90,7 +90,8 @@ def details(outputs: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]) 
     """What stands behind the one figure, as JSON.
 
     With classes: `classes` (names), `precision`, `recall`, `f1` and `support` (a figure a class, in label order), and
-    `confusion` (rows: true class, columns: predicted). Without: `rmse`, `mae`, `r2` (None where the targets are all alike).
+    `confusion` (rows: true class, columns: predicted). Without: `rmse`, `mae`,
+    `r2` (None where the targets are all alike).
     """
     if not classes:
         targets = targets.astype(np.float64)

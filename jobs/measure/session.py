@@ -37,7 +37,7 @@ def open_session(path: Path, num_threads: int = 1) -> "onnxruntime.InferenceSess
 def load_proto(path: Path) -> Any:
     """Reads a model file as an onnx.ModelProto. Raises ArtifactError if it is missing or damaged."""
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         return onnx.load(path)

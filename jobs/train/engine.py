@@ -99,9 +99,7 @@ class Engine:
         module = module.to(self.device)
         if precision != "fp32":
             _normalize_in_fp32(module)
-        config = deepspeed_config(
-            share, zero_stage=zero_stage, precision=precision, gradient_clip=gradient_clip
-        )
+        config = deepspeed_config(share, zero_stage=zero_stage, precision=precision, gradient_clip=gradient_clip)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(optimizer, [p for p in module.parameters() if p.requires_grad]),
@@ -194,9 +192,7 @@ class Engine:
             return int(state.get("step", 0))
         return 0
 
-    def restore(
-        self, parameters: Tensors, buffers: Tensors, states: Tensors, steps: int, sample: torch.Tensor
-    ) -> None:
+    def restore(self, parameters: Tensors, buffers: Tensors, states: Tensors, steps: int, sample: torch.Tensor) -> None:
         """Takes over a logical state. Collective.
 
         Optimizer states exist only after a step, so one of rate 0 is taken first on `sample`; everything that it
@@ -222,9 +218,7 @@ class Engine:
         for state in self._torch_optimizer.state.values():
             if "step" in state:
                 state["step"] = (
-                    torch.full_like(state["step"], steps)
-                    if isinstance(state["step"], torch.Tensor)
-                    else steps
+                    torch.full_like(state["step"], steps) if isinstance(state["step"], torch.Tensor) else steps
                 )
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor) -> None:

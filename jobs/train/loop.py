@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from deepspeed import comm
 from torch import nn
 
 from jobs.context import Context
-from jobs.data import Dataset, GlobalOrder, TrainingBatches
+from jobs.data import Dataset, TrainingBatches
 from jobs.errors import TrainingDiverged
 from jobs.layout import share_batch
 from jobs.measure.metrics import evaluate
@@ -184,9 +183,7 @@ class _Training:
         assert self.distill is not None
         with torch.no_grad():
             taught = self.teacher(self.engine.inputs(x).float())
-        away = distillation(
-            outputs, taught, task=self.dataset.info.task, temperature=self.distill.temperature
-        )
+        away = distillation(outputs, taught, task=self.dataset.info.task, temperature=self.distill.temperature)
         return (1.0 - self.distill.weight) * loss + self.distill.weight * away
 
     def _sync(self, step: int) -> bool:
@@ -247,9 +244,7 @@ class _Training:
     def _save(self, step: int) -> None:
         assert self.checkpoints is not None
         started = time.monotonic()
-        self.checkpoints.save(
-            self.engine, self._position(step), self.history.document(), writer=self.context.rank == 0
-        )
+        self.checkpoints.save(self.engine, self._position(step), self.history.document(), writer=self.context.rank == 0)
         self.history.checkpoint_s += time.monotonic() - started
 
     def _resume(self) -> int:

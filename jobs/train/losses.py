@@ -16,9 +16,7 @@ class Loss:
         class_counts: samples a class in the training split, for `class_weights: balanced`.
     """
 
-    def __init__(
-        self, train: Train, class_counts: npt.NDArray[np.int64] | None, device: torch.device
-    ) -> None:
+    def __init__(self, train: Train, class_counts: npt.NDArray[np.int64] | None, device: torch.device) -> None:
         self.name = train.loss
         self.smoothing = train.label_smoothing
         self.weights: npt.NDArray[np.float64] | None = None
@@ -55,9 +53,7 @@ class Loss:
         return (each * self._tensor[targets]).sum()
 
 
-def distillation(
-    outputs: torch.Tensor, teacher: torch.Tensor, *, task: str, temperature: float
-) -> torch.Tensor:
+def distillation(outputs: torch.Tensor, teacher: torch.Tensor, *, task: str, temperature: float) -> torch.Tensor:
     """Sum over samples of the distance to the teacher's outputs (Hinton, Vinyals & Dean 2015).
 
     Classes: temperature² · KL(teacher ‖ student) of the softened distributions, or of the two outcomes for one

@@ -594,13 +594,7 @@ DATA: dict[str, tuple[Callable[[Path], dict[str, Any]], str, tuple[str, ...]]] =
     "a wrong magic number": (wrong_magic, PATH, ("magic",)),
     "a missing file": (missing_file, PATH, ("lacks train-labels-idx1-ubyte",)),
     "a missing folder": (missing_folder, PATH, ("source", "did you mean")),
-    "a path too long for any file": (lambda _: {"data.source": {"kind": "idx", "path": "x" * 999}}, PATH, ("x",)),
     "a path with a null": (lambda _: {"data.source": {"kind": "idx", "path": "x\0y"}}, PATH, ("x",)),
-    "a table too long for any file": (
-        lambda _: {"data.source": {"kind": "csv", "path": "x" * 999}, "data.target": "y", "model.name": "mlp"},
-        PATH,
-        ("x",),
-    ),
     "a misspelt target": (
         table(rows(lambda i: str(i % 2)), **{"data.target": "lable"}),
         TARGET,

@@ -19,7 +19,10 @@ from tests.jobs.train.conftest import document
 SGD = {"train.optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}}
 ADAMW = {"train.optimizer": {"name": "adamw", "lr": 1e-2}, "train.gradient_clip": 0.7}
 WEIGHTED = {**SGD, "train.class_weights": [5.0, *[1.0] * 9], "train.label_smoothing": 0.1}
-FLIPPED = {"train.optimizer": {"name": "sgd", "lr": 0.2}, "data.augment": [{"random_crop": {"padding": 1}}, {"rotate": {"degrees": 10}}]}
+FLIPPED = {
+    "train.optimizer": {"name": "sgd", "lr": 0.2},
+    "data.augment": [{"random_crop": {"padding": 1}}, {"rotate": {"degrees": 10}}],
+}
 MLP = {**ADAMW, "model": {"name": "mlp", "args": {"hidden": [32]}}}
 
 

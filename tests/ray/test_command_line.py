@@ -112,9 +112,7 @@ def test_a_running_cluster_is_used_by_its_address(project: Path, ray_head: Head)
 
 
 def test_a_submitted_job_is_watched_and_cancelled(project: Path, ray_head: Head):
-    submitted = thresher(
-        "submit", "long.yaml", "--ray", ray_head.url, "--detach", "--json", cwd=project, head=ray_head
-    )
+    submitted = thresher("submit", "long.yaml", "--ray", ray_head.url, "--detach", "--json", cwd=project, head=ray_head)
     assert submitted.returncode == 0, submitted.stderr
     job_id = json.loads(submitted.stdout)["job_id"]
     deadline = time.monotonic() + 60

@@ -26,7 +26,11 @@ SPEC: dict[str, Any] = {
     "model": {"name": "lenet", "args": {"conv_widths": [8], "linear_widths": [32], "kernel": 3}},
     "train": {"epochs": 6, "batch_size": 32, "checkpoint": {"every_steps": 20}},
     "search": {"trials": 2, "space": {"train.optimizer.lr": {"loguniform": [1e-3, 1e-2]}}},
-    "compress": {"prune": {"recover": {"epochs": 40}}, "quantize": {"schemes": ["fp16"]}, "budget": {"max_metric_drop": 0.2}},
+    "compress": {
+        "prune": {"recover": {"epochs": 40}},
+        "quantize": {"schemes": ["fp16"]},
+        "budget": {"max_metric_drop": 0.2},
+    },
 }
 
 Event = dict[str, Any]
@@ -112,7 +116,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_process(tmp_path: Pa
     )
     deadline = time.monotonic() + TIMEOUT_S
     while not any(event["event"] == "step" for event in events(storage)):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

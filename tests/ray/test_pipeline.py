@@ -21,7 +21,10 @@ DIGITS: dict[str, Any] = {
         "source": {"kind": "builtin", "name": "digits"},
         "split": {"validation": 0.2, "test": 0.2, "calibration": 64},
     },
-    "model": {"name": "lenet", "args": {"conv_widths": [8, 16], "linear_widths": [32], "kernel": 3, "batch_norm": True}},
+    "model": {
+        "name": "lenet",
+        "args": {"conv_widths": [8, 16], "linear_widths": [32], "kernel": 3, "batch_norm": True},
+    },
     "train": {
         "epochs": 4,
         "batch_size": 64,
@@ -102,7 +105,7 @@ def test_another_quantization_reuses_the_training(storage: Path, searched: RunRe
     spec = JobSpec.parse(DIGITS).replace({"compress.quantize.schemes": ["int8_dynamic"]})
     report = run(spec, runs=storage)
     reused = {stage["name"]: stage["reused"] for stage in report.stages}
-    assert reused["prepare"] and reused["search"] and reused["train"] and reused["prune"]
+    assert all(reused[name] for name in ("prepare", "search", "train", "prune"))
     assert not reused["measure"]
     assert "pruned-int8_dynamic" in {a.name for a in report.artifacts}
 
@@ -220,7 +223,10 @@ def test_a_regression_goes_through_all_stages(tmp_path: Path):
     spec = JobSpec.parse(
         {
             "name": "diabetes",
-            "data": {"source": {"kind": "builtin", "name": "diabetes"}, "split": {"calibration": 64, "validation": 0.2}},
+            "data": {
+                "source": {"kind": "builtin", "name": "diabetes"},
+                "split": {"calibration": 64, "validation": 0.2},
+            },
             "metric": "rmse",
             "model": {"name": "mlp", "args": {"hidden": [32, 16]}},
             "train": {"epochs": 30, "batch_size": 32, "loss": "mse", "optimizer": {"name": "adam", "lr": 1e-2}},
@@ -240,7 +246,10 @@ def test_a_regression_goes_through_all_stages(tmp_path: Path):
 
 def test_a_required_budget_that_nothing_meets_fails_with_the_report_written(tmp_path: Path):
     spec = JobSpec.parse(DIGITS | {"search": None}).replace(
-        {"train.epochs": 1, "compress": {"quantize": {"schemes": ["fp16"]}, "budget": {"max_bytes": 10, "required": True}}}
+        {
+            "train.epochs": 1,
+            "compress": {"quantize": {"schemes": ["fp16"]}, "budget": {"max_bytes": 10, "required": True}},
+        }
     )
     with pytest.raises(BudgetUnmet):
         run(spec, runs=tmp_path)

@@ -88,12 +88,12 @@ def looks_at_batch(module: nn.Module) -> bool:
 
 class TestSizes:
     @given(LENETS, IMAGES, st.integers(1, 12))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=20, deadline=None)
     def test_a_lenet_is_built_as_planned(self, args: LenetArgs, shape: tuple[int, ...], outputs: int) -> None:
         check_plan(LenetModel(name="lenet", args=args), shape, outputs)
 
     @given(MLPS, st.one_of(st.tuples(st.integers(1, 20)), IMAGES), st.integers(1, 12))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=20, deadline=None)
     def test_an_mlp_is_built_as_planned(self, args: MlpArgs, shape: tuple[int, ...], outputs: int) -> None:
         check_plan(MlpModel(name="mlp", args=args), shape, outputs)
 

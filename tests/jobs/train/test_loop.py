@@ -153,7 +153,9 @@ def test_distillation_pulls_the_outputs_towards_the_teacher(train, digits):
         target = functional.log_softmax(teacher(x), dim=1)
 
         def distance(module: nn.Module) -> float:
-            return functional.kl_div(functional.log_softmax(module(x), dim=1), target, log_target=True, reduction="batchmean").item()
+            return functional.kl_div(
+                functional.log_softmax(module(x), dim=1), target, log_target=True, reduction="batchmean"
+            ).item()
 
         assert distance(taught) < distance(student_alone)
 

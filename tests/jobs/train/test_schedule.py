@@ -61,7 +61,7 @@ def test_rates_are_positive_rise_to_the_peak_and_then_never_rise(schedule: Any, 
     assert rising == sorted(rising)
     assert falling == sorted(falling, reverse=True)
     if total >= 100 and schedule.name != "step":  # with fewer, or a milestone in the warm-up, the peak may be skipped
-        assert max(rates) == falling[0] >= 0.99 * peak
+        assert max(rates) >= 0.99 * peak
 
 
 @given(SCHEDULES, st.integers(2, 100))

@@ -1,0 +1,188 @@
+"""Who drives a job: its run directory, its connection to Ray, its workers, and what a signal does to it."""
+
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.connect import Connection, connect
+from cluster.gang import Gang
+from jobs.code import copy_modules
+from jobs.context import WorkRef
+from jobs.errors import ClusterUnreachable, Interrupted, SpecError, ThresherError
+from jobs.records import RunReport
+from jobs.spec import JobSpec
+from jobs.storage import write_json
+from orchestrator.pipeline import Job, perform, prepare
+from orchestrator.plan import plan_job
+from orchestrator.runs import Run, Storage
+from orchestrator.stages import Stages
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def run(
+    spec: JobSpec,
+    *,
+    runs: str | Path = "runs",
+    address: str | None = None,
+    listeners: tuple[Listener, ...] = (),
+) -> RunReport:
+    """Runs a job to its end, here or on the Ray cluster at `address`. Returns the report; it is on disk as well.
+
+    Raises:
+        SpecError: the spec or its data are wrong; no run is left behind.
+        JobFailed: the work did not succeed; `resume` goes on from what is complete.
+        ClusterUnreachable: no cluster answers at `address`.
+        Interrupted: by the user or a signal.
+    """
+    storage = Storage.at(runs)
+    plan_job(spec, storage)
+    created = storage.create_run(spec)
+    try:
+        return resume_run(created, storage, address=address, listeners=listeners)
+    except (SpecError, ClusterUnreachable):
+        if not (created.folder / "stages").exists():
+            shutil.rmtree(created.folder)  # nothing is complete: there is nothing to resume
+        raise
+
+
+def resume(
+    name: str | Path, *, runs: str | Path = "runs", address: str | None = None, listeners: tuple[Listener, ...] = ()
+) -> RunReport:
+    """Goes on with a run that was broken off, by its directory or its id. Complete stages are not run again."""
+    storage = Storage.at(runs)
+    found = storage.find_run(str(name))
+    return resume_run(found, Storage(found.folder.parent), address=address, listeners=listeners)
+
+
+def resume_run(run: Run, storage: Storage, *, address: str | None, listeners: tuple[Listener, ...]) -> RunReport:
+    """Drives a run whose directory is there, from wherever it stands."""
+    run.listeners += listeners
+    with run.driving(), _stop_on_sigterm():
+        run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name)
+        try:
+            report = _drive(run, storage, address)
+        except (KeyboardInterrupt, Interrupted) as error:
+            run.event("interrupted")
+            raise Interrupted(f"stopped; go on with: thresher resume {run.folder}") from error
+        except ThresherError as error:
+            run.event("failed", error=type(error).__name__, message=str(error))
+            raise
+        run.event("finished", state=report.state, selected=report.selected)
+        return report
+
+
+def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
+    spec = run.spec
+    plan = plan_job(spec, storage)
+    dataset = prepare(run, spec, plan, storage)
+    write_json(run.folder / "plan.json", plan.to_json())
+    started = time.monotonic()
+    with (
+        _modules(spec, travel=address is not None) as modules,
+        connect(address, working_dir=modules, requirements=spec.code.requirements) as connection,
+        _stop_on_sigterm(),  # Ray has put its own handler in place of ours
+        ExitStack() as stack,
+    ):
+        run.event("connected", seconds=time.monotonic() - started)
+        workers = Workers(run, spec, stack)
+        job = Job(
+            run=run,
+            spec=spec,
+            plan=plan,
+            storage=storage,
+            dataset=dataset,
+            release_workers=workers.release,
+            stages=Stages(
+                storage=storage,
+                code=plan.hashes["code"],
+                dataset=dataset,
+                group=workers.get,
+                zero_stage=plan.layout["zero_stage"],
+                micro_batch=plan.batch["micro"],
+                max_failures=spec.retry.max_failures,
+                on_report=run.log,
+                on_stage=run.stage_done,
+                should_stop=lambda: False,
+            ),
+            slots=_slots(connection, spec),
+            trials=[],
+        )
+        return perform(job)
+
+
+@contextmanager
+def _modules(spec: JobSpec, *, travel: bool) -> Iterator[Path | None]:
+    """The folder with the user's modules: where they lie, or a copy without anything else, to be sent."""
+    folder = Path(spec.code.working_dir).absolute()
+    if not spec.uses_own_code:
+        yield None
+    elif not travel:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="thresher-code-") as copy:
+            copy_modules(folder, Path(copy))
+            yield Path(copy)
+
+
+def _slots(connection: Connection, spec: JobSpec) -> int:
+    """How many gangs of the job's size the free resources hold. On several nodes fewer may fit; Tune then waits."""
+    free, resources = connection.free(), spec.resources
+    fits = [free.get("CPU", 0.0) // (spec.num_workers * resources.cpus_per_worker)]
+    if resources.gpus_per_worker:
+        fits.append(free.get("GPU", 0.0) // (spec.num_workers * resources.gpus_per_worker))
+    return max(1, int(min(fits)))
+
+
+class Workers:
+    """The gang that runs the stages: started when the first stage really has to run, kept warm for the others.
+
+    During a search its seats are needed by the trials, so it ends before one.
+    """
+
+    def __init__(self, run: Run, spec: JobSpec, stack: ExitStack) -> None:
+        self.run, self.spec, self.stack = run, spec, stack
+        self.gang: Gang | None = None
+
+    def get(self) -> Gang:
+        if self.gang is None:
+            started = time.monotonic()
+            resources = self.spec.resources
+            self.gang = self.stack.enter_context(
+                Gang(
+                    self.spec.num_workers,
+                    resources.cpus_per_worker,
+                    resources.gpus_per_worker,
+                    warm_up=WorkRef("jobs.train.mesh:warm_up"),
+                )
+            )
+            self.run.event("workers_started", workers=self.gang.size, seconds=time.monotonic() - started)
+        return self.gang
+
+    def release(self) -> None:
+        if self.gang is not None:
+            self.gang.stop()
+            self.gang = None
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM is taken as an interruption by the user: workers are stopped, and the run can be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
