@@ -37,6 +37,8 @@ def run_trial(task: TrialTask, base: JobSpec, stages: Stages, on_epoch: Epoch) -
     progress = {"epochs": 0, "steps": 0}
 
     def epoch_done(report: dict[str, Any]) -> None:
+        if report["step"] <= progress["steps"]:
+            return  # done again after a loss
         curve.append(report["metric"])
         progress["epochs"], progress["steps"] = len(curve), report["step"]
         on_epoch(report)
@@ -60,14 +62,18 @@ def run_trial(task: TrialTask, base: JobSpec, stages: Stages, on_epoch: Epoch) -
         listened = stages.on_report
 
         def listen(report: dict[str, Any]) -> None:
-            if report.get("event") == "epoch" and report.get("label") == "train" and task.phase != "compress":
-                epoch_done(report)
+            if task.phase != "compress" and report.get("label") == "train":
+                if report["event"] == "epoch":
+                    epoch_done(report)
+                elif report["event"] == "resumed":
+                    for epoch in report["epochs"]:  # those of an earlier attempt count as well
+                        epoch_done(epoch)
             listened(report)
 
         stages.on_report = listen
         try:
             dense = stages.train(spec)
-            if task.phase != "compress" and not curve:
+            if task.phase != "compress":
                 _replay(dense, epoch_done)
             if task.phase == "train":
                 return outcome("completed", values={"metric": dense.result["metric"]})

@@ -265,7 +265,8 @@ class _Training:
         assert isinstance(history, dict)
         self.history = History(**history)
         step = int(str(document["step"]))
-        self.context.report({"event": "resumed", "label": self.label, "step": step})
+        before = [row for row in self.history.epochs if row["split"] == "validation"]
+        self.context.report({"event": "resumed", "label": self.label, "step": step, "epochs": before})
         return step
 
 

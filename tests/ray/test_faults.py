@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import yaml
 
 from jobs.storage import read_json
@@ -142,3 +144,40 @@ def processes_of_session(session: int) -> list[int]:
             return []
         time.sleep(0.2)
     return found
+
+
+def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_run(tmp_path: Path):
+
+    spec = tmp_path / "spec.yaml"
+    training = {"epochs": 40, "batch_size": 32, "checkpoint": {"every_steps": 50}}
+    spec.write_text(yaml.safe_dump(SPEC | {"search": None, "train": training, "compress": {}}))
+
+    def command(storage: Path) -> list[str]:
+        return [*THRESHER, "run", str(spec), "--runs", str(storage)]
+
+    storage = tmp_path / "disturbed"
+    process = subprocess.Popen(command(storage), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(event["event"] == "step" and event["step"] > 200 for event in events(storage)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    (worker,) = (
+        child for child in psutil.Process(process.pid).children(recursive=True) if "ray::Member" in child.name()
+    )
+    worker.kill()
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert "a worker was lost" in errors
+    subprocess.run(command(tmp_path / "undisturbed"), check=True, capture_output=True, timeout=TIMEOUT_S)
+
+    def losses(storage: Path) -> list[float]:
+        (history,) = storage.glob("stages/*/history.json")
+        return read_json(history)["losses"]
+
+    np.testing.assert_allclose(losses(storage), losses(tmp_path / "undisturbed"), rtol=1e-4)
+    (report,) = storage.glob("*/report.json")
+    goodput = read_json(report)["goodput"]
+    assert len(goodput["restarts"]) == 1
+    assert goodput["restart_s"] > 0
+    assert goodput["recompute_s"] >= 0

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ MLPS = st.builds(
     batch_norm=st.booleans(),
 )
 IMAGES = st.tuples(st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for one another's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def measured(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
