@@ -12,6 +12,7 @@ A stage is written below `.partial`, its manifest last, then the folder is renam
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -194,18 +195,23 @@ class Storage:
     def clean(self, *, dry_run: bool) -> tuple[list[Path], int]:
         """Removes stages and data sets that no run refers to; returns them and their bytes.
 
-        What a living process works on is claimed and stays.
+        What a living process works on is claimed and stays. So does everything made since the oldest run without a
+        report began: its search may refer to it once it goes on.
         """
         used: set[str] = set()
+        unfinished_since = math.inf
         for run_id in self.run_ids():
-            used |= Run(self.root / run_id).references()
+            run = Run(self.root / run_id)
+            used |= run.references()
+            if not (run.folder / "report.json").exists():
+                unfinished_since = min(unfinished_since, (run.folder / "spec.yaml").stat().st_mtime)
         victims: list[Path] = []
         size = 0
         # Locks as claim() and data.prepare() take them.
         stages = [(path, f".{path.stem}.lock") for path in (self.root / "stages").glob("[0-9a-f]*")]
         datasets = [(path, f"{path.name}.lock") for path in self.datasets.glob("[0-9a-f]*")]
         for path, lock_name in [*stages, *datasets]:
-            if path.stem in used or not path.is_dir():
+            if path.stem in used or not path.is_dir() or path.stat().st_mtime >= unfinished_since:
                 continue
             with (path.parent / lock_name).open("a") as lock:
                 if not _try_lock(lock):

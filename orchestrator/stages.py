@@ -128,7 +128,7 @@ class Stages:
             self.on_report({"event": "restart", "stage": name, "cause": str(loss), "count": count})
 
         def do(folder: Path) -> dict[str, Any] | None:
-            self.on_report({"event": "stage_started", "stage": name})
+            self.on_report({"event": "stage_started", "stage": name, "stage_hash": folder.stem})
             result = run_work(
                 self.group(),
                 WorkRef(work),

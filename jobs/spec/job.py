@@ -121,7 +121,8 @@ class JobSpec(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: list[str] | None = None) -> "JobSpec":
         """Reads a YAML or JSON file; `overrides` are `key=value` strings. Raises SpecError."""
-        from jobs.spec.load import parse, read_document, with_assignments
+        from jobs.spec.load import parse, with_assignments
+        from jobs.spec.read import read_document
 
         return parse(with_assignments(read_document(Path(path)), overrides or []))
 

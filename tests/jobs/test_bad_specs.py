@@ -16,7 +16,8 @@ from PIL import Image
 from jobs import data
 from jobs.errors import DataError, SpecError
 from jobs.spec import JobSpec
-from jobs.spec.load import MAX_SPEC_BYTES, with_values
+from jobs.spec.load import with_values
+from jobs.spec.read import MAX_SPEC_BYTES
 from orchestrator import cli
 from orchestrator.plan import plan_job
 from orchestrator.runs import Storage
@@ -450,6 +451,28 @@ def test_a_file_that_is_no_spec_is_refused(case: str, tmp_path: Path) -> None:
         JobSpec.load(path)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "a", "name": "b"}', "a key stands twice"),
+        ('{"name": "a",}', "is not valid JSON"),
+        ("name: a", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ("[1]", "must hold a mapping"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "nested too deeply"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"train": {"optimizer": {"name": "adam", "lr": NaN}}}', "train.optimizer.lr"),
+    ],
+    ids=range(8),
+)
+def test_a_json_file_that_is_no_spec_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        JobSpec.load(path)
+    assert message in str(caught.value)
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:

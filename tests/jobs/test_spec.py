@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from jobs.spec import JobSpec
 from jobs.spec.compress import Compress, Prune, Quantize, Recover
 from jobs.spec.data import Augmentation, BuiltinSource, Data, HorizontalFlip, Split
-from jobs.spec.load import parse_yaml, with_values
+from jobs.spec.load import with_values
 from jobs.spec.model import LenetArgs, LenetModel
+from jobs.spec.read import parse_yaml
 from jobs.spec.search import Dimension, Search
 from jobs.spec.train import AdamW, Cosine, Layout, Resources, Sgd, Train
 
@@ -232,8 +233,9 @@ class TestYaml:
 
     def test_json_is_read_too(self, tmp_path: Path) -> None:
         path = tmp_path / "spec.json"
-        path.write_text(json.dumps(LARGE, indent=2))
-        assert JobSpec.load(path) == JobSpec.parse(LARGE)
+        for indent in (2, "\t", None):
+            path.write_text(json.dumps(LARGE, indent=indent))
+            assert JobSpec.load(path) == JobSpec.parse(LARGE)
 
     def test_an_alias_stands_for_what_it_names(self) -> None:
         assert parse_yaml("a: &x [1, 2]\nb: *x\n", "test") == {"a": [1, 2], "b": [1, 2]}

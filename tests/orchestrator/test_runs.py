@@ -344,6 +344,7 @@ class TestClean:
         run.event("prepared", dataset=used.name)
         (storage.stage("c" * 32).with_suffix(".partial")).mkdir()
         storage.stage(planned.hash).rename(storage.stage(planned.hash).with_suffix(".partial"))
+        (run.folder / "report.json").write_text("{}")
 
         before = sorted(storage.root.rglob("*"))
         victims, size = storage.clean(dry_run=True)
@@ -367,6 +368,8 @@ class TestClean:
         for run in (first, second):
             run.refer("train", shared, reused=run is second)
         first.refer("prune", own, reused=False)
+        for run in (first, second):
+            (run.folder / "report.json").write_text("{}")
         assert storage.clean(dry_run=False) == ([], 0)
         for path in sorted(first.folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
@@ -374,6 +377,16 @@ class TestClean:
         victims, _ = storage.clean(dry_run=False)
         assert victims == [storage.stage(own.hash)]
         assert storage.manifest(shared.hash) == shared
+
+    def test_what_was_made_since_an_unfinished_run_began_stays(self, storage: Storage) -> None:
+        before = done(storage, lr=1)
+        os.utime(storage.stage(before.hash), (0, 0))
+        run = storage.create_run(SPEC)
+        trial = done(storage, lr=2)  # of a search that was broken off: nothing refers to it yet
+        victims, _ = storage.clean(dry_run=False)
+        assert victims == [storage.stage(before.hash)]
+        (run.folder / "report.json").write_text("{}")
+        assert storage.clean(dry_run=False)[0] == [storage.stage(trial.hash)]
 
     def test_what_is_worked_on_stays(self, storage: Storage) -> None:
         seen: list[Any] = []

@@ -1,6 +1,7 @@
 """What every kind of source offers, and the checks they share."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -70,26 +71,26 @@ class Source(Protocol):
 
 def existing_file(path: str | Path, where: str = PATH) -> Path:
     """The path, if it is a file that can be read."""
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):
         raise DataError.at(where, f"{path} is a folder, and a file is needed")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError.at(where, f"no such file: {path}", nearest=_nearest_sibling(path))
     return path
 
 
 def existing_folder(path: str | Path, where: str = PATH) -> Path:
     """The path, if it is a folder."""
-    path = Path(path).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(path))
+    if os.path.isfile(path):
         raise DataError.at(where, f"{path} is a file, and a folder is needed")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError.at(where, f"no such folder: {path}", nearest=_nearest_sibling(path))
     return path
 
 
 def _nearest_sibling(path: Path) -> str | None:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return None
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return str(path.with_name(near[0])) if near else None
