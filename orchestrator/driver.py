@@ -84,6 +84,7 @@ def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
     dataset = prepare(run, spec, plan, storage)
     write_json(run.folder / "plan.json", plan.to_json())
     started = time.monotonic()
+    run.event("connecting", address=address)
     with (
         _modules(spec, travel=address is not None) as modules,
         connect(address, working_dir=modules, requirements=spec.code.requirements) as connection,

@@ -108,7 +108,7 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
 
     def search(folder: Path) -> dict[str, Any]:
         job.release_workers()
-        job.run.event("search_started", phase=phase, stage=name, trials=num_trials)
+        job.run.event("search_started", phase=phase, stage=name, trials=num_trials, direction=base.metric_direction)
 
         def on_trial(trial: Trial) -> None:
             keep(folder, trial)

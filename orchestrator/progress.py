@@ -1,7 +1,7 @@
 """What a person sees of a run under way: a live display on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -106,6 +106,7 @@ class LiveProgress:
         self.console = console
         self.task = self.bar.add_task("starting", total=None, note="")
         self.label = ""
+        self.best: Callable[[list[float]], float] = max
         self.trials: dict[int, dict[str, Any]] = {}
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
@@ -113,6 +114,8 @@ class LiveProgress:
         kind = event["event"]
         if kind == "stage_started":
             self._show(event["stage"], total=None)
+        elif kind == "connecting":
+            self._show("starting Ray" if event["address"] is None else f"Ray at {event['address']}", total=None)
         elif kind in ("step", "epoch"):
             self._show(event["label"], total=event["total_steps"])
             note = f"loss {event['loss']:.4g}" + (
@@ -121,6 +124,7 @@ class LiveProgress:
             self.bar.update(self.task, completed=event["step"], note=note)
         elif kind == "search_started":
             self.trials.clear()
+            self.best = max if event["direction"] == "max" else min
             self._show(event["stage"], total=event["trials"])
         elif kind == "trial_started":
             self.trials[event["trial"]] = {"state": "running", "params": event["params"], "epochs": 0, "metric": None}
@@ -130,11 +134,15 @@ class LiveProgress:
         elif kind == "trial":
             value = event["values"].get("metric", event["curve"][-1] if event["curve"] else None)
             self.trials[event["number"]] = {**{k: event[k] for k in ("state", "params", "epochs")}, "metric": value}
-            self.bar.advance(self.task)
+            self.bar.update(self.task, advance=1, note=self._best_so_far())
         if kind in ("stage", "prepared", "connected", "workers_started", "restart", "resumed", "failed", "started"):
             self.console.print(f"  {describe(event)}", highlight=False, markup=False)
-        if kind == "stage":
-            self.trials.clear() if event["stage"].startswith("search") else None
+        if kind == "stage" and event["stage"].startswith("search"):
+            self.trials.clear()
+
+    def _best_so_far(self) -> str:
+        values = [row["metric"] for row in self.trials.values() if row["state"] == "completed"]
+        return f"best {self.best(values):.4g}" if values else ""
 
     def _show(self, label: str, total: int | None) -> None:
         if label != self.label:

@@ -216,6 +216,10 @@ class _Asker(Searcher):
         self.finished.append(trial)
         self.task.on_trial(trial)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its whole configuration into its folder. What it writes is never read: see Study.
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Tune asks for a checkpoint of the searcher; the study is in its own file already."""
         Path(checkpoint_path).write_text(json.dumps({"study": str(self.task.folder)}))

@@ -62,7 +62,9 @@ def run_trial(task: TrialTask, base: JobSpec, stages: Stages, on_epoch: Epoch) -
         listened = stages.on_report
 
         def listen(report: dict[str, Any]) -> None:
-            if task.phase != "compress" and report.get("label") == "train":
+            if task.phase == "compress" and report["event"] == "epoch":
+                on_epoch(report)  # of a recovery: shown while it runs, and no part of the trial's curve
+            elif task.phase != "compress" and report.get("label") == "train":
                 if report["event"] == "epoch":
                     epoch_done(report)
                 elif report["event"] == "resumed":

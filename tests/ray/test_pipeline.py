@@ -1,5 +1,6 @@
 """Whole jobs through the whole stack: real Ray, real DeepSpeed, real files."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -176,45 +177,21 @@ def test_several_winners_each_with_their_own_family(tmp_path: Path):
     assert {a.name for a in report.artifacts} == {"dense", "dense-fp16", "dense-2", "dense-2-fp16"}
 
 
-def write_credit_table(path: Path, num_rows: int = 600) -> None:
-    """SYNTHETIC: a table in the format of credit data, with mixed columns, missing values and rare defaults."""
-    rng = np.random.default_rng(0)
-    rows = ["age,income,housing,job,duration,default"]
-    for _ in range(num_rows):
-        age, income = rng.integers(18, 80), rng.lognormal(10, 0.5)
-        housing = rng.choice(["own", "rent", "free"])
-        job = rng.choice(["skilled", "unskilled", "management", ""])
-        duration = rng.integers(6, 60)
-        risk = 0.04 * duration - income / 12_000 + (housing == "rent") + rng.normal(0, 0.5)
-        shown = "" if rng.random() < 0.1 else f"{income:.2f}"
-        rows.append(f"{age},{shown},{housing},{job},{duration},{'yes' if risk > 0.6 else 'no'}")
-    path.write_text("\n".join(rows) + "\n")
-
-
 def test_a_credit_like_table_goes_through_all_stages(tmp_path: Path):
-    write_credit_table(tmp_path / "credit.csv")
-    spec = JobSpec.parse(
-        {
-            "name": "credit",
-            "data": {"source": {"kind": "csv", "path": str(tmp_path / "credit.csv")}, "target": "default"},
-            "metric": "roc_auc",
-            "model": {"name": "mlp", "args": {"hidden": [64, 32], "dropout": 0.1}},
-            "train": {"epochs": 8, "batch_size": 32, "class_weights": "balanced"},
-            "compress": {
-                "prune": {"ratio": 0.4, "recover": {"epochs": 2}},
-                "quantize": {"schemes": ["int8_dynamic"]},
-                "budget": {"max_metric_drop": 0.05},
-            },
-        }
-    )
-    spec = spec.replace({"data.split.calibration": 64})
+    examples = Path(__file__).parents[2] / "examples"
+    runpy.run_path(str(examples / "synthetic_credit.py"))["write_table"](tmp_path / "credit.csv", 800)
+    spec = JobSpec.load(
+        examples / "credit.yaml",
+        [f"data.source.path={tmp_path / 'credit.csv'}", "search=null", "train.epochs=8", "data.split.calibration=64"],
+    ).replace({"compress.budget.max_metric_drop": 0.05, "compress.quantize.schemes": ["int8_dynamic"]})
     report = run(spec, runs=tmp_path / "runs")
     dense = next(a for a in report.artifacts if a.name == "dense")
     assert dense.measurement.metric.name == "roc_auc"
-    assert dense.measurement.metric.value > 0.8
+    assert dense.measurement.metric.value > 0.75
     assert dense.measurement.details["classes"] == ["no", "yes"]
     folder = tmp_path / "runs" / report.run_id / "artifacts" / report.selected
-    (tmp_path / "new.csv").write_text("age,income,housing,job,duration\n30,,rent,skilled,55\n60,90000,own,new-job,6\n")
+    rows = ["30,,rent,skilled,3,9000,60", "60,90000,own,new-job,1,900,6"]
+    (tmp_path / "new.csv").write_text("\n".join(["age,income,housing,job,district,amount,duration", *rows]))
     risky, safe = artifacts.predict_with(folder, tmp_path / "new.csv")
     assert risky["probabilities"]["yes"] > safe["probabilities"]["yes"]
 
