@@ -63,8 +63,11 @@ class BatchShare:
     data: int
 
 
-def share_batch(global_batch: int, data: int, micro_batch: int | None) -> BatchShare:
-    """Divides the global batch over `data` ranks and micro-batches; refuses what does not divide."""
+def share_batch(global_batch: int, data: int, micro_batch: int | None, norm_group: int | None = None) -> BatchShare:
+    """Divides the global batch over `data` ranks and micro-batches; refuses what does not divide.
+
+    `norm_group` is the number of samples that batch normalization looks at together, if the model has any.
+    """
     per_rank, rest = divmod(global_batch, data)
     if rest or not per_rank:
         raise SpecError.at(
@@ -81,5 +84,14 @@ def share_batch(global_batch: int, data: int, micro_batch: int | None) -> BatchS
             f"a worker's share of {per_rank} samples does not divide into micro-batches of {micro}",
             micro,
             f"a divisor of {per_rank}",
+        )
+    if norm_group is not None and micro % norm_group:
+        divisors = [str(group) for group in range(2, min(micro, 4096) + 1) if micro % group == 0]
+        raise SpecError.at(
+            "model.args.norm_group",
+            f"batch normalization looks at {norm_group} samples together, and a worker's micro-batch of {micro} is no "
+            "multiple of that",
+            norm_group,
+            ", ".join(divisors) or "a larger micro-batch",
         )
     return BatchShare(global_batch=global_batch, micro=micro, accumulation=accumulation, data=data)

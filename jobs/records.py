@@ -157,7 +157,9 @@ class ModelSummary(Record):
     activations: int
     """Values held for the backward pass, for one sample."""
     layout_invariant: bool
-    """Whether every layout gives the same losses; False with layers that look at the micro-batch."""
+    """Whether every layout gives the same losses; it can't be known of a model with layers of the user's own."""
+    norm_group: int | None = None
+    """Samples that batch normalization looks at together; a micro-batch must be a multiple of it."""
 
 
 class JobPlan(Record):

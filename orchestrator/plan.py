@@ -48,8 +48,8 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
     check_searched_batches(spec, info)
     if not model.layout_invariant:
         warnings += [
-            "layout_invariant: false: the model has layers that look at the micro-batch (batch normalization, "
-            "dropout, or layers of your own), so another number of workers gives slightly different losses"
+            "layout_invariant: false: the model has layers of your own; where they look at the micro-batch (stock "
+            "batch normalization, dropout), another number of workers gives slightly different losses"
         ]
     hashes = {"dataset": fingerprint, "code": code}
     return JobPlan(
@@ -152,7 +152,7 @@ def choose_layout(
 ) -> tuple[ParallelLayout, BatchShare, MemoryEstimate, list[str]]:
     """The layout asked for, or under `auto` the lowest ZeRO stage whose memory fits: the least communication."""
     asked = spec.layout if isinstance(spec.layout, Layout) else None
-    share = share_batch(spec.train.batch_size, spec.num_workers, asked.micro_batch if asked else None)
+    share = share_batch(spec.train.batch_size, spec.num_workers, asked.micro_batch if asked else None, model.norm_group)
     sample_values = 1
     for size in info.input_shape:
         sample_values *= size

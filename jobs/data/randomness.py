@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SPLIT = 2
     CALIBRATION = 3
     AUGMENTATION = 4
+    DROPOUT = 5
 
 
 def mix(words: Words) -> Words:

@@ -1,6 +1,7 @@
 """From a model section to a torch module, and to disk and back without pickle."""
 
 import importlib
+import itertools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from jobs.errors import ArtifactError, SpecError
+from jobs.models.invariant import GroupedBatchNorm1d, GroupedBatchNorm2d, SampleDropout
 from jobs.models.layers import Activation, BatchNorm, Conv, Dropout, Flatten, Layer, Linear, MaxPool, Shape
 from jobs.models.registry import blocks_of
 from jobs.section import Record
@@ -34,25 +36,26 @@ def build(model: LenetModel | MlpModel | FactoryModel, input_shape: Shape, outpu
         torch.manual_seed(seed)
         if isinstance(model, FactoryModel):
             return call_factory(model, input_shape, outputs)
+        numbers = itertools.count()
         blocks: OrderedDict[str, nn.Module] = OrderedDict(
-            (block.name, nn.Sequential(*(_module(layer) for layer in block.layers)))
+            (block.name, nn.Sequential(*(_module(layer, next(numbers)) for layer in block.layers)))
             for block in blocks_of(model, input_shape, outputs)
         )
         return nn.Sequential(blocks)
 
 
-def _module(layer: Layer) -> nn.Module:
+def _module(layer: Layer, index: int) -> nn.Module:
     match layer:
         case Conv(inputs, outputs, kernel, bias):
             return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
         case Linear(inputs, outputs, bias):
             return nn.Linear(inputs, outputs, bias=bias)
-        case BatchNorm(width, spatial):
-            return nn.BatchNorm2d(width) if spatial else nn.BatchNorm1d(width)
+        case BatchNorm(width, group, spatial):
+            return GroupedBatchNorm2d(width, group) if spatial else GroupedBatchNorm1d(width, group)
         case Activation(name):
             return _ACTIVATIONS[name]()
         case Dropout(p):
-            return nn.Dropout(p)
+            return SampleDropout(p, index)
         case MaxPool():
             return nn.MaxPool2d(2)
         case Flatten():

@@ -50,9 +50,13 @@ class Linear:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Batch normalization (Ioffe & Szegedy 2015) over features, or over the channels of an image (`spatial`)."""
+    """Batch normalization (Ioffe & Szegedy 2015) over features, or over the channels of an image (`spatial`).
+
+    Statistics are taken over groups of `group` samples; see jobs/models/invariant.py.
+    """
 
     width: int
+    group: int
     spatial: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -31,7 +31,7 @@ def blocks(args: LenetArgs, input_shape: Shape, outputs: int) -> tuple[Block, ..
     for index, width in enumerate(args.conv_widths, start=1):
         layers: list[Layer] = [Conv(shape[0], width, args.kernel, bias=not args.batch_norm)]
         if args.batch_norm:
-            layers.append(BatchNorm(width, spatial=True))
+            layers.append(BatchNorm(width, args.norm_group, spatial=True))
         layers.append(Activation(args.activation))
         if min(shape[1:]) >= 4:
             layers.append(MaxPool())
@@ -42,7 +42,7 @@ def blocks(args: LenetArgs, input_shape: Shape, outputs: int) -> tuple[Block, ..
         layers = [Flatten()] if index == 1 else []
         layers.append(Linear(features, width, bias=not args.batch_norm))
         if args.batch_norm:
-            layers.append(BatchNorm(width))
+            layers.append(BatchNorm(width, args.norm_group))
         layers.append(Activation(args.activation))
         if args.dropout:
             layers.append(Dropout(args.dropout))

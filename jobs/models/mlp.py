@@ -12,7 +12,7 @@ def blocks(args: MlpArgs, input_shape: Shape, outputs: int) -> tuple[Block, ...]
     for index, width in enumerate(args.hidden, start=1):
         layers: list[Layer] = [*first, Linear(features, width, bias=not args.batch_norm)]
         if args.batch_norm:
-            layers.append(BatchNorm(width))
+            layers.append(BatchNorm(width, args.norm_group))
         layers.append(Activation(args.activation))
         if args.dropout:
             layers.append(Dropout(args.dropout))

@@ -5,7 +5,7 @@ A new family is a file beside this one with `blocks(args, input_shape, outputs)`
 """
 
 from jobs.models import lenet, mlp
-from jobs.models.layers import BatchNorm, Block, Dropout, Shape
+from jobs.models.layers import BatchNorm, Block, Shape
 from jobs.records import ModelSummary
 from jobs.spec.model import LenetModel, MlpModel
 
@@ -22,7 +22,7 @@ def blocks_of(model: LenetModel | MlpModel, input_shape: Shape, outputs: int) ->
 def summarize(model: LenetModel | MlpModel, input_shape: Shape, outputs: int) -> ModelSummary:
     """Parameters, multiply-accumulates and activations, block by block."""
     blocks = blocks_of(model, input_shape, outputs)
-    looks_at_batch = any(isinstance(layer, BatchNorm | Dropout) for block in blocks for layer in block.layers)
+    groups = {layer.group for block in blocks for layer in block.layers if isinstance(layer, BatchNorm)}
     return ModelSummary(
         blocks=tuple(
             {
@@ -37,5 +37,6 @@ def summarize(model: LenetModel | MlpModel, input_shape: Shape, outputs: int) ->
         params=sum(block.params for block in blocks),
         macs=sum(block.macs for block in blocks),
         activations=sum(block.activations for block in blocks),
-        layout_invariant=not looks_at_batch,
+        layout_invariant=True,
+        norm_group=max(groups, default=None),
     )

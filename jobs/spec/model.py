@@ -11,6 +11,9 @@ Activation = Literal["relu", "tanh", "gelu", "silu"]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+NormGroup = Annotated[int, Field(ge=2, le=4096)]
+
+
 class LenetArgs(Section):
     """LeNet-5 (LeCun et al. 1998), for any image size and any number of channels.
 
@@ -24,6 +27,8 @@ class LenetArgs(Section):
     dropout: Dropout = 0.0
     """Before each hidden linear layer's successor."""
     batch_norm: bool = False
+    norm_group: NormGroup = 32
+    """Samples over which batch normalization takes its statistics; a worker's micro-batch is a multiple of it."""
 
 
 class MlpArgs(Section):
@@ -33,6 +38,8 @@ class MlpArgs(Section):
     activation: Activation = "relu"
     dropout: Dropout = 0.0
     batch_norm: bool = False
+    norm_group: NormGroup = 32
+    """As in lenet."""
 
 
 class LenetModel(Section):

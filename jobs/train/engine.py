@@ -6,6 +6,8 @@ from types import MethodType
 from typing import Any
 
 import deepspeed
+import numpy as np
+import numpy.typing as npt
 import torch
 from deepspeed import comm
 from deepspeed.utils import (
@@ -18,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from jobs.layout import BatchShare
+from jobs.models.invariant import GROUPED, SampleDropout
 from jobs.spec.train import Adam, AdamW, Optimizer, Sgd
 from jobs.train.config import deepspeed_config
 from jobs.train.mesh import device
@@ -52,8 +55,10 @@ def build_optimizer(section: Optimizer, parameters: Any) -> torch.optim.Optimize
 
 
 def _normalize_in_fp32(module: nn.Module) -> None:
-    """Lets batch normalization compute in fp32, as mixed precision should: DeepSpeed turns parameters alone to bf16,
-    and the layer takes no mixture."""
+    """Lets stock batch normalization compute in fp32, as mixed precision should.
+
+    DeepSpeed turns parameters alone to bf16, and the layer takes no mixture of types.
+    """
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.num_batches_tracked is not None:
@@ -70,7 +75,7 @@ def _normalize_in_fp32(module: nn.Module) -> None:
         ).to(x.dtype)
 
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(layer, GROUPED):
             layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
 
 
@@ -106,6 +111,8 @@ class Engine:
             config=config,
             dist_init_required=False,
         )
+        self._norms = [layer for layer in self.module.modules() if isinstance(layer, GROUPED)]
+        self._dropouts = [layer for layer in self.module.modules() if isinstance(layer, SampleDropout)]
         if self.channels_last and self._plain:
             # After DeepSpeed has broadcast the weights, which it does as flat bytes. ZeRO keeps its own flat copies.
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -131,6 +138,23 @@ class Engine:
     def set_rate(self, rate: float) -> None:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = rate
+
+    def begin_part(self, seed: int, step: int, ids: npt.NDArray[np.int64]) -> None:
+        """Says which samples the next forward pass takes: what dropout's masks are a function of."""
+        for layer in self._dropouts:
+            layer.begin(seed, step, ids, self.device)
+
+    def end_batch(self) -> None:
+        """After the whole global batch: its statistics over all workers go into batch normalization. Collective."""
+        if not self._norms:
+            return
+        found = [layer.take_pending() for layer in self._norms]
+        flat = torch.cat([statistics.flatten() for statistics in found])
+        if comm.get_world_size() > 1:
+            comm.all_reduce(flat)
+            flat /= comm.get_world_size()
+        for layer, part in zip(self._norms, flat.split([s.numel() for s in found]), strict=True):
+            layer.commit(part.view(2, -1))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -202,6 +226,8 @@ class Engine:
         self.set_rate(0.0)
         for _ in range(self._deepspeed.gradient_accumulation_steps()):
             self.backward_and_step(self.forward(sample).float().sum() * 0.0)
+        for layer in self._norms:
+            layer.pending.clear()
         for group, rate in zip(self._deepspeed.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         keys = self._state_keys()

@@ -18,6 +18,7 @@ from jobs.data import Dataset, TrainingBatches
 from jobs.errors import TrainingDiverged
 from jobs.layout import share_batch
 from jobs.measure.metrics import evaluate
+from jobs.models.invariant import GROUPED
 from jobs.requests import Recipe
 from jobs.spec.compress import Distill
 from jobs.train.checkpoint import Checkpoints, Position, part
@@ -106,7 +107,7 @@ class _Training:
         train = recipe.train
         self.recipe, self.train, self.context, self.label = recipe, train, context, label
         self.dataset = dataset
-        self.share = share_batch(train.batch_size, context.size, recipe.micro_batch)
+        self.share = share_batch(train.batch_size, context.size, recipe.micro_batch, _norm_group(module))
         num_samples = dataset.num_samples("train")
         self.total_steps = recipe.total_steps(num_samples)
         self.evaluate_after = _epoch_ends(num_samples, train.batch_size, self.total_steps)
@@ -160,7 +161,7 @@ class _Training:
     def _step(self, step: int) -> None:
         """One global batch: forward, backward, update. The sum over samples is divided by the whole batch's weight."""
         context, share = self.context, self.share
-        # Dropout's masks are a function of the place in the run, so a resume needs no random state.
+        # For layers of the user's own that draw: a function of the place in the run, so that a resume needs no state.
         torch.manual_seed(((self.train.seed * 1_000_003 + step) * 65_537 + context.rank) % 2**63)
         self.engine.set_rate(rate(self.train.schedule, self.train.optimizer.lr, step, self.total_steps))
         weight = self.loss.weight(self.batches.targets(step))
@@ -168,14 +169,16 @@ class _Training:
         factor = share.data * share.accumulation / weight
         total = torch.zeros((), device=device())
         for index in range(share.accumulation):
-            x, y, _ = self.batches.share(step, context.rank, share.data, index, share.accumulation)
+            x, y, ids = self.batches.share(step, context.rank, share.data, index, share.accumulation)
             y = y.to(device())
+            self.engine.begin_part(self.train.seed, step, ids)
             outputs = self.engine.forward(x)
             loss = self.loss(outputs, y)
             total += loss.detach() / weight
             if self.teacher is not None and self.distill is not None:
                 loss = self._distilled(loss, x, outputs)
             self.engine.backward_and_step(loss * factor)
+        self.engine.end_batch()
         self.pending.append(total)
 
     def _distilled(self, loss: torch.Tensor, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
@@ -268,6 +271,10 @@ class _Training:
         before = [row for row in self.history.epochs if row["split"] == "validation"]
         self.context.report({"event": "resumed", "label": self.label, "step": step, "epochs": before})
         return step
+
+
+def _norm_group(module: nn.Module) -> int | None:
+    return max((layer.group for layer in module.modules() if isinstance(layer, GROUPED)), default=None)
 
 
 def _epoch_ends(num_samples: int, batch_size: int, total_steps: int) -> set[int]:

@@ -18,11 +18,9 @@ from tests.jobs.train.conftest import document
 
 SGD = {"train.optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}}
 ADAMW = {"train.optimizer": {"name": "adamw", "lr": 1e-2}, "train.gradient_clip": 0.7}
+FLIPPED = {**ADAMW, "data.augment": [{"random_crop": {"padding": 1}}, {"rotate": {"degrees": 10}}]}
 WEIGHTED = {**SGD, "train.class_weights": [5.0, *[1.0] * 9], "train.label_smoothing": 0.1}
-FLIPPED = {
-    "train.optimizer": {"name": "sgd", "lr": 0.2},
-    "data.augment": [{"random_crop": {"padding": 1}}, {"rotate": {"degrees": 10}}],
-}
+LAYERS = {**SGD, "model.args": {"batch_norm": True, "norm_group": 16, "dropout": 0.3, "linear_widths": [16]}}
 MLP = {**ADAMW, "model": {"name": "mlp", "args": {"hidden": [32]}}}
 
 
@@ -47,6 +45,7 @@ def request(values: dict[str, Any], dataset: Path, folder: Path, **layout: Any) 
         *[pytest.param(ADAMW, {"zero_stage": stage}, id=f"adamw-zero{stage}") for stage in range(4)],
         pytest.param(WEIGHTED, {"micro_batch": 4}, id="class-weights-accumulation"),
         pytest.param(FLIPPED, {}, id="augmentation"),
+        *[pytest.param(LAYERS, {"zero_stage": stage}, id=f"norm-dropout-zero{stage}") for stage in (0, 2, 3)],
         pytest.param(MLP, {"zero_stage": 2, "micro_batch": 8}, id="mlp-accumulation"),
     ],
 )

@@ -52,7 +52,7 @@ def test_measurements_of_several_files(
     assert worse.metric_delta.ci95[1] < 0.0
     assert (dense.params, dense.bytes) == (24, files["dense"].stat().st_size)
     assert set(dense.latency_ms) == {"batch_1", "batch_64"}
-    assert sum(map(sum, worse.details["confusion_matrix"])) == 400
+    assert sum(map(sum, worse.details["confusion"])) == 400
     assert Measurement.from_json(worse.to_json()) == worse
 
 

@@ -21,6 +21,7 @@ from jobs.errors import ArtifactError, SpecError
 from jobs.models import factory
 from jobs.models.build import MODEL_FILE, RECIPE_FILE, build, load_model, save_model
 from jobs.models.factory import inspect_factory
+from jobs.models.invariant import GROUPED
 from jobs.models.registry import blocks_of, summarize
 from jobs.records import ModelSummary
 from jobs.spec.load import model_section
@@ -89,11 +90,18 @@ def check_plan(model: LenetModel | MlpModel, input_shape: tuple[int, ...], outpu
     assert found["shapes"] == [block["output_shape"] for block in plan.blocks]
     assert found["shapes"][-1] == [outputs]
     assert plan.params == sum(block["params"] for block in plan.blocks)
-    assert plan.layout_invariant == (not looks_at_batch(module))
+    assert plan.layout_invariant
+    assert not any(looks_at_micro_batch(layer) for layer in module.modules())
+    assert plan.norm_group == (model.args.norm_group if model.args.batch_norm and has_hidden(module) else None)
 
 
-def looks_at_batch(module: nn.Module) -> bool:
-    return any(isinstance(layer, nn.Dropout | nn.BatchNorm1d | nn.BatchNorm2d) for layer in module.modules())
+def looks_at_micro_batch(layer: nn.Module) -> bool:
+    stock_norm = isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(layer, GROUPED)
+    return stock_norm or isinstance(layer, nn.Dropout)
+
+
+def has_hidden(module: nn.Module) -> bool:
+    return len(list(module.children())) > 1
 
 
 class TestSizes:
@@ -154,7 +162,10 @@ def recipe_of(model: LenetModel | MlpModel, shape: tuple[int, ...], outputs: int
 def saved(folder: Path, **args: Any) -> tuple[nn.Module, Path]:
     model = LenetModel(name="lenet", args=LenetArgs(conv_widths=(6, 8), linear_widths=(16,), kernel=3, **args))
     module = build(model, (1, 8, 8), 4, seed=1)
-    module(torch.randn(8, 1, 8, 8))  # so that running statistics are no more the initial ones
+    module(torch.randn(32, 1, 8, 8))
+    for layer in module.modules():
+        if isinstance(layer, GROUPED):
+            layer.commit(layer.take_pending())  # so that running statistics are no more the initial ones
     save_model(module, recipe_of(model, (1, 8, 8), 4), folder)
     return module, folder
 

@@ -72,6 +72,20 @@ def test_class_weights_are_normalised_over_the_whole_batch(train):
     assert not np.allclose(whole.history.losses, train(SGD).history.losses, rtol=1e-2)
 
 
+def test_batch_normalization_and_dropout_do_not_see_the_micro_batch(train):
+    # Under Adam rounding alone moves weights whose gradient is next to nothing by a whole step.
+    values = {**SGD, "model.args": {"batch_norm": True, "norm_group": 8, "dropout": 0.3}}
+    whole, parts = train(values), train(values, micro_batch=8)
+    np.testing.assert_allclose(parts.history.losses, whole.history.losses, rtol=1e-4)
+    for key, value in whole.module.state_dict().items():
+        torch.testing.assert_close(parts.module.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_micro_batch_that_splits_a_normalization_group_is_refused(train):
+    with pytest.raises(SpecError, match="norm_group"):
+        train({"model.args.batch_norm": True}, micro_batch=8)
+
+
 def test_a_seed_gives_the_same_losses_again_dropout_included(train):
     values = {"model.args.dropout": 0.5, "model.args.batch_norm": True}
     first, second, other = train(values), train(values), train({**values, "train.seed": 1})
