@@ -3,6 +3,7 @@
 import importlib
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,23 @@ from torch import nn
 
 from jobs.errors import ArtifactError, SpecError
 from jobs.models.invariant import GroupedBatchNorm1d, GroupedBatchNorm2d, SampleDropout
-from jobs.models.layers import Activation, BatchNorm, Conv, Dropout, Flatten, Layer, Linear, MaxPool, Shape
+from jobs.models.layers import (
+    Activation,
+    BatchNorm,
+    Conv,
+    Dropout,
+    Flatten,
+    GlobalAveragePool,
+    GroupNorm,
+    Layer,
+    Linear,
+    MaxPool,
+    Residual,
+    Shape,
+)
 from jobs.models.registry import blocks_of
 from jobs.section import Record
-from jobs.spec.model import FactoryModel, LenetModel, MlpModel, Model
+from jobs.spec.model import FactoryModel, Model, OwnModel
 from jobs.storage import atomic_path, read_json, write_json
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -27,7 +41,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(model: LenetModel | MlpModel | FactoryModel, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
+def build(model: OwnModel | FactoryModel, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
     """A freshly initialized module: (batch, *input_shape) float32 → (batch, outputs) logits or values.
 
     The initialization is a function of `seed` alone; the process's own random state is left as it was.
@@ -36,18 +50,32 @@ def build(model: LenetModel | MlpModel | FactoryModel, input_shape: Shape, outpu
         torch.manual_seed(seed)
         if isinstance(model, FactoryModel):
             return call_factory(model, input_shape, outputs)
-        numbers = itertools.count()
+        numbers = itertools.count()  # tell the dropouts apart
         blocks: OrderedDict[str, nn.Module] = OrderedDict(
-            (block.name, nn.Sequential(*(_module(layer, next(numbers)) for layer in block.layers)))
-            for block in blocks_of(model, input_shape, outputs)
+            (block.name, _sequence(block.layers, numbers)) for block in blocks_of(model, input_shape, outputs)
         )
         return nn.Sequential(blocks)
 
 
-def _module(layer: Layer, index: int) -> nn.Module:
+class ResidualModule(nn.Module):
+    """body(x) + shortcut(x)."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) + self.shortcut(x)
+
+
+def _sequence(layers: tuple[Layer, ...], numbers: Iterator[int]) -> nn.Sequential:
+    return nn.Sequential(*(_module(layer, numbers) for layer in layers))
+
+
+def _module(layer: Layer, numbers: Iterator[int]) -> nn.Module:
     match layer:
-        case Conv(inputs, outputs, kernel, bias):
-            return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        case Conv(inputs, outputs, kernel, bias, stride):
+            return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
         case Linear(inputs, outputs, bias):
             return nn.Linear(inputs, outputs, bias=bias)
         case BatchNorm(width, group, spatial):
@@ -55,7 +83,13 @@ def _module(layer: Layer, index: int) -> nn.Module:
         case Activation(name):
             return _ACTIVATIONS[name]()
         case Dropout(p):
-            return SampleDropout(p, index)
+            return SampleDropout(p, next(numbers))
+        case GroupNorm(width, groups):
+            return nn.GroupNorm(groups, width)
+        case GlobalAveragePool():
+            return nn.AdaptiveAvgPool2d(1)
+        case Residual(body, shortcut):
+            return ResidualModule(_sequence(body, numbers), _sequence(shortcut, numbers))
         case MaxPool():
             return nn.MaxPool2d(2)
         case Flatten():

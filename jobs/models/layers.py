@@ -4,6 +4,7 @@
 Shapes are those of one sample: (channels, height, width) or (features,).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -13,22 +14,23 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution that keeps height and width: stride 1, padding kernel // 2."""
+    """A convolution with an odd kernel and padding kernel // 2: it keeps height and width, divided by the stride."""
 
     inputs: int
     outputs: int
     kernel: int
     bias: bool = True
+    stride: int = 1
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (self.outputs, *shape[1:])
+        return (self.outputs, *(-(-size // self.stride) for size in shape[1:]))
 
     @property
     def params(self) -> int:
         return self.outputs * (self.inputs * self.kernel**2 + self.bias)
 
     def macs(self, shape: Shape) -> int:
-        return self.outputs * self.inputs * self.kernel**2 * prod(shape[1:])
+        return self.inputs * self.kernel**2 * prod(self.output_shape(shape))
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,24 @@ class BatchNorm:
     width: int
     group: int
     spatial: bool = False
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    @property
+    def params(self) -> int:
+        return 2 * self.width
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """Group normalization (Wu & He 2018): each sample on its own, channels in `groups`."""
+
+    width: int
+    groups: int
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -104,12 +124,71 @@ class MaxPool(_Plain):
 
 
 @dataclass(frozen=True)
+class GlobalAveragePool(_Plain):
+    """The mean over height and width."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (shape[0], 1, 1)
+
+
+@dataclass(frozen=True)
 class Flatten(_Plain):
     def output_shape(self, shape: Shape) -> Shape:
         return (prod(shape),)
 
 
-Layer = Conv | Linear | BatchNorm | Activation | Dropout | MaxPool | Flatten
+@dataclass(frozen=True)
+class Residual:
+    """body(x) + shortcut(x); an empty shortcut is the identity (He, Zhang, Ren & Sun 2016)."""
+
+    body: "tuple[Layer, ...]"
+    shortcut: "tuple[Layer, ...]" = ()
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _through(self.body, shape)
+
+    @property
+    def params(self) -> int:
+        return sum(layer.params for layer in (*self.body, *self.shortcut))
+
+    def macs(self, shape: Shape) -> int:
+        return _macs(self.body, shape) + _macs(self.shortcut, shape)
+
+
+Layer = Conv | Linear | BatchNorm | GroupNorm | Activation | Dropout | MaxPool | GlobalAveragePool | Flatten | Residual
+
+
+def _through(layers: tuple[Layer, ...], shape: Shape) -> Shape:
+    for layer in layers:
+        shape = layer.output_shape(shape)
+    return shape
+
+
+def _macs(layers: tuple[Layer, ...], shape: Shape) -> int:
+    total = 0
+    for layer in layers:
+        total += layer.macs(shape)
+        shape = layer.output_shape(shape)
+    return total
+
+
+def _activations(layers: tuple[Layer, ...], shape: Shape) -> int:
+    total = 0
+    for layer in layers:
+        if isinstance(layer, Residual):
+            total += _activations(layer.body, shape) + _activations(layer.shortcut, shape)
+        elif not isinstance(layer, Flatten):
+            total += prod(layer.output_shape(shape))
+        shape = layer.output_shape(shape)
+    return total
+
+
+def every_layer(layers: tuple[Layer, ...]) -> Iterator[Layer]:
+    """The layers, and those within residual ones, in the order in which they are built."""
+    for layer in layers:
+        yield layer
+        if isinstance(layer, Residual):
+            yield from every_layer((*layer.body, *layer.shortcut))
 
 
 @dataclass(frozen=True)
@@ -122,10 +201,7 @@ class Block:
 
     @property
     def output_shape(self) -> Shape:
-        shape = self.input_shape
-        for layer in self.layers:
-            shape = layer.output_shape(shape)
-        return shape
+        return _through(self.layers, self.input_shape)
 
     @property
     def params(self) -> int:
@@ -134,20 +210,12 @@ class Block:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the forward pass, for one sample."""
-        total, shape = 0, self.input_shape
-        for layer in self.layers:
-            total += layer.macs(shape)
-            shape = layer.output_shape(shape)
-        return total
+        return _macs(self.layers, self.input_shape)
 
     @property
     def activations(self) -> int:
         """Values that the layers put out for one sample, all held until the backward pass."""
-        total, shape = 0, self.input_shape
-        for layer in self.layers:
-            shape = layer.output_shape(shape)
-            total += prod(shape) if not isinstance(layer, Flatten) else 0
-        return total
+        return _activations(self.layers, self.input_shape)
 
 
 def chain(input_shape: Shape, parts: list[tuple[str, tuple[Layer, ...]]]) -> tuple[Block, ...]:

@@ -4,25 +4,27 @@ A new family is a file beside this one with `blocks(args, input_shape, outputs)`
 `jobs/spec/model.py`, and a line in `blocks_of`.
 """
 
-from jobs.models import lenet, mlp
-from jobs.models.layers import BatchNorm, Block, Shape
+from jobs.models import lenet, mlp, resnet
+from jobs.models.layers import BatchNorm, Block, Shape, every_layer
 from jobs.records import ModelSummary
-from jobs.spec.model import LenetModel, MlpModel
+from jobs.spec.model import LenetModel, MlpModel, OwnModel, ResnetModel
 
 
-def blocks_of(model: LenetModel | MlpModel, input_shape: Shape, outputs: int) -> tuple[Block, ...]:
+def blocks_of(model: OwnModel, input_shape: Shape, outputs: int) -> tuple[Block, ...]:
     """The blocks of one of our own families."""
     match model:
         case LenetModel():
             return lenet.blocks(model.args, input_shape, outputs)
         case MlpModel():
             return mlp.blocks(model.args, input_shape, outputs)
+        case ResnetModel():
+            return resnet.blocks(model.args, input_shape, outputs)
 
 
-def summarize(model: LenetModel | MlpModel, input_shape: Shape, outputs: int) -> ModelSummary:
+def summarize(model: OwnModel, input_shape: Shape, outputs: int) -> ModelSummary:
     """Parameters, multiply-accumulates and activations, block by block."""
     blocks = blocks_of(model, input_shape, outputs)
-    groups = {layer.group for block in blocks for layer in block.layers if isinstance(layer, BatchNorm)}
+    groups = {layer.group for block in blocks for layer in every_layer(block.layers) if isinstance(layer, BatchNorm)}
     return ModelSummary(
         blocks=tuple(
             {

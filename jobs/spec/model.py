@@ -42,6 +42,17 @@ class MlpArgs(Section):
     """As in lenet."""
 
 
+class ResnetArgs(Section):
+    """A residual network (He et al. 2016): 8, 20 or 56 layers for small images, or ResNet-18."""
+
+    depth: Literal[8, 18, 20, 56] = 20
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)] | None = None
+    """Channels of the first stage; each further one doubles them. Default: 16, and 64 for depth 18."""
+    norm: Literal["batch", "group"] = "batch"
+    norm_group: NormGroup = 32
+    """As in lenet, for batch normalization."""
+
+
 class LenetModel(Section):
     name: Literal["lenet"]
     args: LenetArgs = LenetArgs()
@@ -50,6 +61,11 @@ class LenetModel(Section):
 class MlpModel(Section):
     name: Literal["mlp"]
     args: MlpArgs = MlpArgs()
+
+
+class ResnetModel(Section):
+    name: Literal["resnet"]
+    args: ResnetArgs = ResnetArgs()
 
 
 class FactoryModel(Section):
@@ -67,7 +83,7 @@ class FactoryModel(Section):
         return value
 
 
-LATER_FAMILIES = ("resnet", "lstm", "transformer", "recommender")
+LATER_FAMILIES = ("lstm", "transformer", "recommender")
 
 
 def _tag(value: Any) -> str | None:
@@ -77,7 +93,11 @@ def _tag(value: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
+OwnModel = LenetModel | MlpModel | ResnetModel
 Model = Annotated[
-    Annotated[LenetModel, Tag("lenet")] | Annotated[MlpModel, Tag("mlp")] | Annotated[FactoryModel, Tag("factory")],
+    Annotated[LenetModel, Tag("lenet")]
+    | Annotated[MlpModel, Tag("mlp")]
+    | Annotated[ResnetModel, Tag("resnet")]
+    | Annotated[FactoryModel, Tag("factory")],
     Discriminator(_tag),
 ]

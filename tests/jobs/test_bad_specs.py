@@ -280,7 +280,7 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
         name: ({"compress.quantize.schemes": [name]}, "compress.quantize.schemes")
         for name in ("bf16", "int8_qat", "int4_weight")
     },
-    **{name: ({"model.name": name}, "model.name") for name in ("resnet", "lstm", "transformer", "recommender")},
+    **{name: ({"model.name": name}, "model.name") for name in ("lstm", "transformer", "recommender")},
 }
 
 

@@ -21,6 +21,8 @@ ADAMW = {"train.optimizer": {"name": "adamw", "lr": 1e-2}, "train.gradient_clip"
 FLIPPED = {**SGD, "train.steps": 60, "data.augment": [{"random_crop": {"padding": 1}}, {"rotate": {"degrees": 10}}]}
 WEIGHTED = {**SGD, "train.class_weights": [5.0, *[1.0] * 9], "train.label_smoothing": 0.1}
 LAYERS = {**SGD, "model.args": {"batch_norm": True, "norm_group": 16, "dropout": 0.3, "linear_widths": [16]}}
+# With seed 0 a pre-activation lies within rounding of zero, so that its ReLU opens on one side alone.
+RESNET = {**SGD, "train.seed": 1, "model": {"name": "resnet", "args": {"depth": 8, "width": 8, "norm_group": 16}}}
 MLP = {**ADAMW, "model": {"name": "mlp", "args": {"hidden": [32]}}}
 
 
@@ -46,6 +48,7 @@ def request(values: dict[str, Any], dataset: Path, folder: Path, **layout: Any) 
         pytest.param(WEIGHTED, {"micro_batch": 4}, id="class-weights-accumulation"),
         pytest.param(FLIPPED, {}, id="augmentation"),
         *[pytest.param(LAYERS, {"zero_stage": stage}, id=f"norm-dropout-zero{stage}") for stage in (0, 2, 3)],
+        *[pytest.param(RESNET, {"zero_stage": stage}, id=f"resnet-zero{stage}") for stage in (0, 1, 3)],
         pytest.param(MLP, {"zero_stage": 2, "micro_batch": 8}, id="mlp-accumulation"),
     ],
 )

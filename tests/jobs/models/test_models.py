@@ -18,6 +18,8 @@ from torch import nn
 
 from jobs.compress.prune import prune_structured
 from jobs.errors import ArtifactError, SpecError
+from jobs.export import export_onnx
+from jobs.measure.session import predict
 from jobs.models import factory
 from jobs.models.build import MODEL_FILE, RECIPE_FILE, build, load_model, save_model
 from jobs.models.factory import inspect_factory
@@ -25,7 +27,7 @@ from jobs.models.invariant import GROUPED
 from jobs.models.registry import blocks_of, summarize
 from jobs.records import ModelSummary
 from jobs.spec.load import model_section
-from jobs.spec.model import FactoryModel, LenetArgs, LenetModel, MlpArgs, MlpModel
+from jobs.spec.model import FactoryModel, LenetArgs, LenetModel, MlpArgs, MlpModel, OwnModel, ResnetArgs, ResnetModel
 
 ACTIVATIONS = st.sampled_from(["relu", "tanh", "gelu", "silu"])
 WIDTHS = st.integers(1, 9)
@@ -63,7 +65,7 @@ def measured(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
     seen = {"macs": 0, "activations": 0}
 
     def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-        if not isinstance(layer, nn.Flatten):
+        if not isinstance(layer, nn.Flatten | nn.Sequential):  # an empty one is the identity
             seen["activations"] += output[0].numel()
         if isinstance(layer, nn.Linear | nn.Conv2d):
             # Every output value is a sum over the weights that lead to it.
@@ -80,7 +82,7 @@ def measured(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
     return {"params": sum(p.numel() for p in module.parameters()), "shapes": shapes, **seen}
 
 
-def check_plan(model: LenetModel | MlpModel, input_shape: tuple[int, ...], outputs: int) -> None:
+def check_plan(model: OwnModel, input_shape: tuple[int, ...], outputs: int) -> None:
     plan = summarize(model, input_shape, outputs)
     module = build(model, input_shape, outputs, seed=0)
     found = measured(module, input_shape)
@@ -92,16 +94,14 @@ def check_plan(model: LenetModel | MlpModel, input_shape: tuple[int, ...], outpu
     assert plan.params == sum(block["params"] for block in plan.blocks)
     assert plan.layout_invariant
     assert not any(looks_at_micro_batch(layer) for layer in module.modules())
-    assert plan.norm_group == (model.args.norm_group if model.args.batch_norm and has_hidden(module) else None)
+    assert plan.norm_group == max(
+        (layer.group for layer in module.modules() if isinstance(layer, GROUPED)), default=None
+    )
 
 
 def looks_at_micro_batch(layer: nn.Module) -> bool:
     stock_norm = isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not isinstance(layer, GROUPED)
     return stock_norm or isinstance(layer, nn.Dropout)
-
-
-def has_hidden(module: nn.Module) -> bool:
-    return len(list(module.children())) > 1
 
 
 class TestSizes:
@@ -114,6 +114,27 @@ class TestSizes:
     @settings(max_examples=20, deadline=None)
     def test_an_mlp_is_built_as_planned(self, args: MlpArgs, shape: tuple[int, ...], outputs: int) -> None:
         check_plan(MlpModel(name="mlp", args=args), shape, outputs)
+
+    @pytest.mark.parametrize("norm", ["batch", "group"])
+    @pytest.mark.parametrize(
+        ("depth", "shape"), [(8, (3, 32, 32)), (8, (1, 9, 7)), (20, (1, 28, 28)), (18, (3, 64, 64))]
+    )
+    def test_a_resnet_is_built_as_planned(self, depth: Any, norm: Any, shape: tuple[int, ...]) -> None:
+        args = ResnetArgs(depth=depth, norm=norm, width=8)
+        check_plan(ResnetModel(name="resnet", args=args), shape, 10)
+
+    def test_resnets_have_the_sizes_of_the_paper(self) -> None:
+        """He et al. 2016, table 6: 0.27 M parameters for 20 layers, 0.85 M for 56; table 1: 1.8 GFLOPs for 18."""
+
+        def sizes(depth: Any, shape: tuple[int, ...], outputs: int) -> tuple[int, int]:
+            plan = summarize(ResnetModel(name="resnet", args=ResnetArgs(depth=depth)), shape, outputs)
+            return plan.params, plan.macs
+
+        assert sizes(20, (3, 32, 32), 10)[0] == pytest.approx(0.27e6, rel=0.03)
+        assert sizes(56, (3, 32, 32), 10)[0] == pytest.approx(0.85e6, rel=0.03)
+        params, macs = sizes(18, (3, 224, 224), 1000)
+        assert params == 11_689_512  # as torchvision's
+        assert macs == pytest.approx(1.81e9, rel=0.01)
 
     def test_lenet_5_has_the_sizes_of_the_paper(self) -> None:
         """61,706 parameters and 416,520 MACs with 32×32 inputs unpadded; ours keeps the size before pooling."""
@@ -155,7 +176,7 @@ class TestInitialization:
         assert torch.equal(before, torch.get_rng_state())
 
 
-def recipe_of(model: LenetModel | MlpModel, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
+def recipe_of(model: OwnModel, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
     return {"model": model.model_dump(mode="json"), "input_shape": list(shape), "outputs": outputs}
 
 
@@ -198,6 +219,22 @@ class TestDisk:
         # The layers know their widths too, so that it can be pruned and exported again.
         for ours, theirs in zip(pruned.modules(), loaded.modules(), strict=True):
             assert str(ours) == str(theirs)
+
+    @pytest.mark.parametrize("norm", ["batch", "group"])
+    def test_a_pruned_resnet_comes_back_and_is_exported(self, norm: Any, tmp_path: Path) -> None:
+        model = ResnetModel(name="resnet", args=ResnetArgs(depth=8, width=16, norm=norm))
+        dense = build(model, (3, 16, 16), 5, seed=1).eval()
+        pruned = prune_structured(dense, (3, 16, 16), outputs=5, ratio=0.5, round_to=8, global_pruning=False)
+        sizes = [sum(p.numel() for p in module.parameters()) for module in (dense, pruned)]
+        assert sizes[1] < 0.5 * sizes[0]
+        save_model(pruned, recipe_of(model, (3, 16, 16), 5) | {"pruned": True}, tmp_path)
+        loaded = load_model(tmp_path).eval()
+        x = torch.randn(3, 3, 16, 16)
+        assert torch.equal(loaded(x), pruned.eval()(x))
+        export_onnx(loaded, (3, 16, 16), tmp_path / "model.onnx", {})
+        torch.testing.assert_close(
+            torch.from_numpy(predict(tmp_path / "model.onnx", x.numpy())), loaded(x).detach(), rtol=1e-3, atol=1e-4
+        )
 
     def test_a_model_is_no_pickle(self, tmp_path: Path) -> None:
         _, folder = saved(tmp_path)
