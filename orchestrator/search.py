@@ -124,6 +124,7 @@ class TrialActor(tune.Trainable):
     def _run(self, task: TrialTask, epochs: "queue.Queue[dict[str, Any]]") -> None:
         started = time.monotonic()
         try:
+            self._workers()  # before the trial's clock starts
             trial = run_trial(task, self.base, self.stages, epochs.put)
         except Exception as error:
             logger.exception("trial %d failed", task.number)

@@ -4,11 +4,13 @@
                     state.json          step, seed, batch size, data fingerprint, digest of the tensors; written last
 
 A checkpoint is written under a temporary name and renamed, so what is there is whole. A damaged one is passed over
-for the one before.
+for the one before. Training waits for the tensors to be copied; they are written while it goes on.
 """
 
+import copy
 import logging
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,31 +46,52 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._copies: dict[str, torch.Tensor] = {}
 
     def save(self, engine: Engine, position: Position, history: dict[str, object], *, writer: bool) -> None:
-        """Collective: every rank gathers, the `writer` writes."""
+        """Collective: every rank gathers, the `writer` begins to write. Raises what went wrong with the one before."""
         states, optimizer_steps = engine.optimizer_state()
         parameters, buffers = engine.parameters(), engine.buffers()
         if not writer:
             return
+        self.wait()
         tensors = {f"param/{k}": v for k, v in parameters.items()}
         tensors |= {f"buffer/{k}": v for k, v in buffers.items()}
         tensors |= {f"optimizer/{k}": v for k, v in states.items()}
-        final = self.folder / f"step-{position.step:08d}"
+        for name, value in tensors.items():
+            # Kept from one checkpoint to the next: fresh memory would cost more than the copy itself.
+            if name not in self._copies:
+                self._copies[name] = torch.empty(value.shape, dtype=value.dtype)
+            self._copies[name].copy_(value)
+        document = asdict(position) | {"optimizer_steps": optimizer_steps, "history": copy.deepcopy(history)}
+        self._writing = self._thread.submit(self._write, self._copies, document)
+
+    def wait(self) -> None:
+        """Until the newest checkpoint is on disk. Raises what went wrong with it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, tensors: dict[str, torch.Tensor], document: dict[str, object]) -> None:
+        final = self.folder / f"step-{document['step']:08d}"
         temporary = self.folder / f".{final.name}.tmp"
         with storage_errors(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             try:
                 path = temporary / "state.safetensors"
-                save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, path)
+                save_file(tensors, path)
                 fsync(path)
-                document = asdict(position) | {
-                    "optimizer_steps": optimizer_steps,
-                    "sha256": digest_file(path),
-                    "history": history,
-                }
-                write_json(temporary / "state.json", document)
+                write_json(temporary / "state.json", document | {"sha256": digest_file(path)})
                 shutil.rmtree(final, ignore_errors=True)
                 temporary.rename(final)
                 fsync(self.folder)

@@ -169,7 +169,8 @@ class Engine:
         """Frees what DeepSpeed holds; the process group stays for the next training."""
         self._deepspeed.destroy()
 
-    # -- the logical state: unsharded tensors by parameter name, the same under every ZeRO stage
+    # -- the logical state: unsharded tensors by parameter name, the same under every ZeRO stage. They may be the
+    #    engine's own: whoever keeps them copies them.
 
     def parameters(self) -> Tensors:
         """Every parameter, whole and in fp32. All ranks must call it."""
@@ -177,8 +178,8 @@ class Engine:
 
     def _full(self, parameter: nn.Parameter) -> torch.Tensor:
         if self._plain:
-            return parameter.detach().float().clone()
-        return safe_get_full_fp32_param(parameter).detach().float().clone()
+            return parameter.detach().float()
+        return safe_get_full_fp32_param(parameter).detach().float()
 
     @property
     def _plain(self) -> bool:
@@ -191,7 +192,7 @@ class Engine:
         return optimizer if self._plain else optimizer.optimizer
 
     def buffers(self) -> Tensors:
-        return {name: value.detach().clone() for name, value in self.module.named_buffers()}
+        return {name: value.detach() for name, value in self.module.named_buffers()}
 
     def optimizer_state(self) -> tuple[Tensors, int]:
         """Every optimizer tensor as `name/state`, whole and in fp32, and the number of steps taken. Collective."""
@@ -203,7 +204,7 @@ class Engine:
                     value = self._torch_optimizer.state[parameter][key]
                 else:
                     value = safe_get_full_optimizer_state(parameter, key)
-                tensors[f"{name}/{key}"] = value.detach().float().clone()
+                tensors[f"{name}/{key}"] = value.detach().float()
         return tensors, self._optimizer_steps()
 
     def _state_keys(self) -> list[str]:

@@ -131,6 +131,13 @@ class _Training:
         self.pending: list[torch.Tensor] = []
 
     def run(self) -> FitResult:
+        try:
+            return self._run()
+        finally:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+
+    def _run(self) -> FitResult:
         step = self._resume()
         self.engine.module.train()
         stopped = False
