@@ -139,6 +139,19 @@ class MemoryEstimate(Record):
         return self.parameters + self.gradients + self.optimizer_states + self.activations + self.batch
 
 
+class LayoutAlternative(Record):
+    """A layout that was considered."""
+
+    data: int
+    zero_stage: int
+    memory_bytes: int
+    """Of a worker, at the peak of a step."""
+    communication_bytes: int
+    """That a worker sends in a step."""
+    fits: bool
+    reason: str
+
+
 class Demand(Record):
     """What the job asks of a cluster: a gang of equal workers that start together."""
 
@@ -170,6 +183,7 @@ class JobPlan(Record):
     model: ModelSummary
     stages: tuple[StagePlan, ...]
     layout: dict[str, Any]
+    alternatives: tuple[LayoutAlternative, ...]
     batch: dict[str, int]
     total_steps: int
     memory: MemoryEstimate

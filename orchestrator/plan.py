@@ -10,23 +10,18 @@ from typing import Any
 from jobs import data
 from jobs.code import digest_modules
 from jobs.errors import SpecError
-from jobs.layout import BatchShare, ParallelLayout, share_batch
+from jobs.layout import share_batch
 from jobs.models.factory import inspect_factory
 from jobs.models.registry import summarize
-from jobs.records import DatasetInfo, Demand, JobPlan, MemoryEstimate, ModelSummary, StagePlan
+from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
 from jobs.spec.model import FactoryModel
 from jobs.spec.train import Layout
 from jobs.train.config import deepspeed_config
-from jobs.train.memory import estimate
+from orchestrator.layouts import PROCESS_BYTES, choose_layout
 from orchestrator.runs import Storage, stage_hash
 from orchestrator.stages import SCHEMA_VERSIONS, prune_config, search_config, train_config
-
-PROCESS_BYTES = 500 << 20
-"""What a worker holds before any model: the interpreter, torch and DeepSpeed (measured: 0.45 GB)."""
-MEMORY_SHARE = 0.8
-"""Of a machine's memory, what the workers may take together."""
 
 
 def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None) -> JobPlan:
@@ -43,7 +38,9 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
     code = code_digest(spec)
     model = model_summary(spec, info, code, storage)
     memory = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    layout, share, needed, warnings = choose_layout(spec, model, info, memory)
+    choice = choose_layout(spec, model, info, memory)
+    layout, share, needed = choice.layout, choice.share, choice.memory
+    warnings = [choice.warning] if choice.warning else []
     total_steps = count_steps(spec, info)
     check_searched_batches(spec, info)
     if not model.layout_invariant:
@@ -60,6 +57,7 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
         layout={"data": layout.data, "tensor": 1, "pipeline": 1, "zero_stage": layout.zero_stage, "offload": "none"},
         batch={"global": share.global_batch, "micro": share.micro, "accumulation": share.accumulation},
         total_steps=total_steps,
+        alternatives=choice.alternatives,
         memory=needed,
         deepspeed=deepspeed_config(
             share,
@@ -145,37 +143,6 @@ def model_summary(spec: JobSpec, info: DatasetInfo, code: str, storage: Storage)
             cache=storage.root / "inspected",
         )
     return summarize(spec.model, info.input_shape, info.outputs)
-
-
-def choose_layout(
-    spec: JobSpec, model: ModelSummary, info: DatasetInfo, memory_bytes: int
-) -> tuple[ParallelLayout, BatchShare, MemoryEstimate, list[str]]:
-    """The layout asked for, or under `auto` the lowest ZeRO stage whose memory fits: the least communication."""
-    asked = spec.layout if isinstance(spec.layout, Layout) else None
-    share = share_batch(spec.train.batch_size, spec.num_workers, asked.micro_batch if asked else None, model.norm_group)
-    sample_values = 1
-    for size in info.input_shape:
-        sample_values *= size
-    available = int(memory_bytes * MEMORY_SHARE) // spec.num_workers - PROCESS_BYTES
-    lowest = 1 if spec.train.precision == "bf16" else 0  # DeepSpeed keeps the fp32 weights in ZeRO's optimizer
-    stages = [asked.zero_stage] if asked else list(range(lowest, 4)) if spec.num_workers > 1 else [lowest]
-    for stage in stages:
-        layout = ParallelLayout(data=spec.num_workers, zero_stage=stage)
-        needed = estimate(
-            model,
-            layout,
-            share,
-            precision=spec.train.precision,
-            optimizer=spec.train.optimizer.name,
-            sample_values=sample_values,
-        )
-        if needed.total <= available:
-            return layout, share, needed, []
-    warning = (
-        f"a worker needs about {needed.total / 1e9:.1f} GB and this machine has {max(0, available) / 1e9:.1f} GB for "
-        "each; a smaller layout.micro_batch or more workers may help"
-    )
-    return layout, share, needed, [warning]
 
 
 def plan_stages(

@@ -42,6 +42,12 @@ def plan_lines(plan: JobPlan) -> list[str]:
         ),
     ]
     lines = [f"{name:<8} {text}" for name, text in rows]
+    lines += ["", "layouts considered"]
+    lines += [
+        f"  data {found.data}, ZeRO {found.zero_stage}: {format_bytes(found.memory_bytes)} a worker, sends "
+        f"{format_bytes(found.communication_bytes)} a step; {found.reason}"
+        for found in plan.alternatives
+    ]
     lines += ["", "stages"]
     lines += [f"  {stage.action:<6} {stage.name:<16} {stage.reason}" for stage in plan.stages]
     lines += ["", "deepspeed", *_tree(plan.deepspeed), "", "spec, every default resolved", *_tree(_without_nulls(spec))]

@@ -11,6 +11,17 @@ _STATES = {"sgd": 1, "adam": 2, "adamw": 2}
 """fp32 tensors of a parameter's size that the optimizer keeps."""
 
 
+def communication_bytes(model: ModelSummary, layout: ParallelLayout, *, precision: str) -> int:
+    """Bytes that a worker sends in a step, with ring collectives (Rajbhandari et al. 2020, section 7).
+
+    Gradients are all-reduced at stages 0 to 2 (twice their size: reduce-scatter, then all-gather); stage 3 gathers the
+    parameters once more, for the backward pass.
+    """
+    width = 4 if precision == "fp32" else 2
+    volumes = 3 if layout.zero_stage == 3 else 2
+    return volumes * model.params * width * (layout.data - 1) // layout.data
+
+
 def estimate(
     model: ModelSummary,
     layout: ParallelLayout,

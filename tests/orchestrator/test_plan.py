@@ -360,6 +360,16 @@ class TestLayouts:
         assert plan.layout["zero_stage"] == 1
         assert plan.batch == {"global": 32, "micro": 2, "accumulation": 4}
 
+    def test_the_plan_shows_what_was_considered_and_why(self, storage: Storage) -> None:
+        plan = plan_job(spec_of({"resources.workers": 2}), storage)
+        assert [a.zero_stage for a in plan.alternatives] == [0, 1, 2, 3]
+        assert [a.reason.startswith("chosen") for a in plan.alternatives] == [True, False, False, False]
+        memory = [a.memory_bytes for a in plan.alternatives]
+        assert memory == sorted(memory, reverse=True)
+        assert plan.alternatives[0].memory_bytes == plan.memory.total
+        asked = plan_job(spec_of({"resources.workers": 2, "layout": {"data": 2, "zero_stage": 3}}), storage)
+        assert [a.reason for a in asked.alternatives] == ["chosen: asked for"]
+
     def test_bf16_takes_a_stage_that_keeps_fp32_weights(self, storage: Storage) -> None:
         plan = plan_job(spec_of({"train.precision": "bf16"}), storage)
         assert plan.layout["zero_stage"] == 1
@@ -388,6 +398,8 @@ def test_the_text_shows_every_section(storage: Storage) -> None:
         "89 of 32 samples",
         "data 2 × tensor 1 × pipeline 1, ZeRO 0; batch 32 = micro 16 × accumulation 1 × data 2",
         "2 × (1 CPU, 0 GPU",
+        "data 2, ZeRO 0: ",
+        "chosen: the least communication that fits",
         "run    train",
         "skip   prune            the spec has no compress.prune",
         "train_micro_batch_size_per_gpu: 16",

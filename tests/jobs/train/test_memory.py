@@ -6,7 +6,7 @@ import pytest
 
 from jobs.layout import ParallelLayout, share_batch
 from jobs.records import MemoryEstimate, ModelSummary
-from jobs.train.memory import estimate
+from jobs.train.memory import communication_bytes, estimate
 
 MODEL = ModelSummary(blocks=(), params=1000, macs=0, activations=50, layout_invariant=True)
 
@@ -71,3 +71,21 @@ def test_micro_batches_hold_less() -> None:
     assert (whole.activations, part.activations) == (50 * 32 * 4, 50 * 8 * 4)
     assert (whole.batch, part.batch) == (10 * 32 * 4, 10 * 8 * 4)
     assert whole.parameters == part.parameters
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_the_papers_example_of_7_5_billion_parameters_on_64_devices(stage: int, gigabytes: float) -> None:
+    """Rajbhandari et al. 2020, figure 1: model states of mixed-precision Adam, a device."""
+    model = MODEL.model_copy(update={"params": 7_500_000_000})
+    layout, share = ParallelLayout(data=64, zero_stage=stage), share_batch(64, 64, None)
+    found = estimate(model, layout, share, precision="bf16", optimizer="adamw", sample_values=1)
+    states = found.parameters + found.gradients + found.optimizer_states
+    assert states / 1e9 == pytest.approx(gigabytes, rel=0.03)
+
+
+@pytest.mark.parametrize(("stage", "volumes"), [(0, 2), (1, 2), (2, 2), (3, 3)])
+def test_stage_3_sends_half_as_much_again(stage: int, volumes: int) -> None:
+    """Section 7: 2Ψ for all-reduced gradients, 3Ψ where parameters are gathered too; a ring sends (N-1)/N of it."""
+    sent = communication_bytes(MODEL, ParallelLayout(data=4, zero_stage=stage), precision="fp32")
+    assert sent == volumes * 4000 * 3 // 4
+    assert communication_bytes(MODEL, ParallelLayout(data=1, zero_stage=stage), precision="fp32") == 0
