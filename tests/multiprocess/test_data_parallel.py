@@ -20,9 +20,16 @@ SGD = {"train.optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}}
 ADAMW = {"train.optimizer": {"name": "adamw", "lr": 1e-2}, "train.gradient_clip": 0.7}
 FLIPPED = {**SGD, "train.steps": 60, "data.augment": [{"random_crop": {"padding": 1}}, {"rotate": {"degrees": 10}}]}
 WEIGHTED = {**SGD, "train.class_weights": [5.0, *[1.0] * 9], "train.label_smoothing": 0.1}
-LAYERS = {**SGD, "model.args": {"batch_norm": True, "norm_group": 16, "dropout": 0.3, "linear_widths": [16]}}
-# With seed 0 a pre-activation lies within rounding of zero, so that its ReLU opens on one side alone.
-RESNET = {**SGD, "train.seed": 1, "model": {"name": "resnet", "args": {"depth": 8, "width": 8, "norm_group": 16}}}
+NORM = {"batch_norm": True, "norm_group": 16, "dropout": 0.3, "activation": "gelu"}
+LAYERS = {**SGD, "model": {"name": "lenet", "args": {"conv_widths": [4], "linear_widths": [16], **NORM}}}
+# With seed 0 a pre-activation lies within rounding of zero, and its ReLU opens on one side alone; few steps, so that
+# another such one is unlikely.
+RESNET = {
+    **SGD,
+    "train.seed": 1,
+    "train.steps": 8,
+    "model": {"name": "resnet", "args": {"depth": 8, "width": 8, "norm_group": 16}},
+}
 MLP = {**ADAMW, "model": {"name": "mlp", "args": {"hidden": [32]}}}
 
 

@@ -153,7 +153,13 @@ def test_one_and_two_workers_give_the_same_losses(tmp_path: Path):
 
 def test_a_joint_search_trains_and_compresses_in_one_trial(tmp_path: Path):
     spec = JobSpec.parse(DIGITS).replace(
-        {"search.mode": "joint", "search.trials": 2, "search.algorithm": "random", "train.epochs": 2}
+        {
+            "search.mode": "joint",
+            "search.trials": 2,
+            "search.algorithm": "random",
+            "search.scheduler": "none",
+            "train.epochs": 2,
+        }
     )
     report = run(spec, runs=tmp_path)
     assert report.search is not None

@@ -45,8 +45,8 @@ def user_code(tmp_path):
     folder = tmp_path / "code"
     folder.mkdir()
     (folder / "of_the_user.py").write_text("def work(context, request):\n    return request + context.size\n")
-    (folder / "runs").mkdir()
-    (folder / "runs" / "large.bin").write_bytes(b"stays at home")
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "large.bin").write_bytes(b"stays at home")
     return folder
 
 
@@ -66,7 +66,7 @@ deadline = time.monotonic() + 60
 while not os.path.exists(sys.argv[1]) and time.monotonic() < deadline:
     time.sleep(0.1)
 print("released" if os.path.exists(sys.argv[1]) else "forgotten")
-print(os.path.exists("runs"), end="")
+print(os.path.exists(".venv"), end="")
 """
 
 
@@ -81,7 +81,7 @@ def test_a_job_runs_in_its_own_code_and_its_logs_can_be_followed(jobs, user_code
         if line == "hello":
             assert jobs.status("follow-1").status == "RUNNING"
             signal.touch()
-    # Each line once, to the last that has no end; and the folder of runs stayed at home.
+    # Each line once, to the last that has no end; and the virtual environment stayed at home.
     assert lines[-3:] == ["hello", "released", "False"]
     state = jobs.status("follow-1")
     assert (state.status, state.exit_code, state.ended) == ("SUCCEEDED", 0, True)
