@@ -141,7 +141,9 @@ def test_a_changed_file_does_not_verify(storage: Path, searched: RunReport, tmp_
 
 
 def test_one_and_two_workers_give_the_same_losses(tmp_path: Path):
-    base = JobSpec.parse(DIGITS | {"search": None, "compress": {}}).replace({"model.args.batch_norm": False})
+    # Smooth, and without Adam: nothing that rounding alone could tip over.
+    smooth = {"model.args.activation": "gelu", "train.optimizer": {"name": "sgd", "lr": 0.1}}
+    base = JobSpec.parse(DIGITS | {"search": None, "compress": {}}).replace(smooth)
     losses = []
     for workers in (1, 2):
         report = run(base.replace({"resources.workers": workers}), runs=tmp_path / str(workers))
