@@ -28,7 +28,9 @@ from jobs.train.mesh import device, warm_up
 from jobs.train.schedule import rate
 
 SYNC_EVERY_STEPS = 10
-"""Steps between looks at the losses: for divergence, for a wish to stop, for progress."""
+"""Steps between looks at the losses: for divergence, and for a wish to stop."""
+REPORT_EVERY_S = 0.5
+"""Least time between two reports of steps: whoever reads them shares the machine with the training."""
 EVALUATION_BATCH = 512
 
 
@@ -129,6 +131,7 @@ class _Training:
         self.checkpoints = Checkpoints(checkpoints, train.checkpoint.keep) if checkpoints else None
         self.history = History()
         self.pending: list[torch.Tensor] = []
+        self.reported, self.reported_at = 0, -math.inf
 
     def run(self) -> FitResult:
         try:
@@ -210,8 +213,12 @@ class _Training:
                 f"{self.label}: the loss is {next(x for x in losses if not math.isfinite(x))} within step {step}; "
                 "a lower learning rate or a gradient clip may help"
             )
-        row = self._row(step, "train", float(np.mean(losses)), None)
-        self.context.report({"event": "step", "label": self.label, "total_steps": self.total_steps, **row})
+        now = time.monotonic()
+        if now - self.reported_at >= REPORT_EVERY_S:
+            self.reported_at = now
+            row = self._row(step, "train", float(np.mean(self.history.losses[self.reported :])), None)
+            self.reported = step
+            self.context.report({"event": "step", "label": self.label, "total_steps": self.total_steps, **row})
         return stops > 0
 
     def _row(self, step: int, split: str, loss: float, metric: float | None) -> dict[str, Any]:
@@ -274,7 +281,7 @@ class _Training:
         history = document["history"]
         assert isinstance(history, dict)
         self.history = History(**history)
-        step = int(str(document["step"]))
+        step = self.reported = int(str(document["step"]))
         before = [row for row in self.history.epochs if row["split"] == "validation"]
         self.context.report({"event": "resumed", "label": self.label, "step": step, "epochs": before})
         return step
