@@ -51,15 +51,10 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    """Batch normalization (Ioffe & Szegedy 2015) over features, or over the channels of an image (`spatial`).
-
-    Statistics are taken over groups of `group` samples; see jobs/models/invariant.py.
-    """
+class _Norm:
+    """A normalization with a scale and a shift for each channel or feature."""
 
     width: int
-    group: int
-    spatial: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
@@ -73,21 +68,21 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
-class GroupNorm:
+class BatchNorm(_Norm):
+    """Batch normalization (Ioffe & Szegedy 2015) over features, or over the channels of an image (`spatial`).
+
+    Statistics are taken over groups of `group` samples; see jobs/models/invariant.py.
+    """
+
+    group: int
+    spatial: bool = False
+
+
+@dataclass(frozen=True)
+class GroupNorm(_Norm):
     """Group normalization (Wu & He 2018): each sample on its own, channels in `groups`."""
 
-    width: int
     groups: int
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
-
-    @property
-    def params(self) -> int:
-        return 2 * self.width
-
-    def macs(self, shape: Shape) -> int:
-        return 0
 
 
 @dataclass(frozen=True)

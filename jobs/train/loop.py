@@ -131,7 +131,7 @@ class _Training:
         self.checkpoints = Checkpoints(checkpoints, train.checkpoint.keep) if checkpoints else None
         self.history = History()
         self.pending: list[torch.Tensor] = []
-        self.reported, self.reported_at = 0, -math.inf
+        self.reported, self.reported_at, self.next_report_at = 0, time.monotonic(), -math.inf
 
     def run(self) -> FitResult:
         try:
@@ -144,7 +144,7 @@ class _Training:
         step = self._resume()
         self.engine.module.train()
         stopped = False
-        started = time.monotonic()
+        started = self.reported_at = time.monotonic()
         while step < self.total_steps and not stopped:
             self._step(step)
             step += 1
@@ -214,11 +214,14 @@ class _Training:
                 "a lower learning rate or a gradient clip may help"
             )
         now = time.monotonic()
-        if now - self.reported_at >= REPORT_EVERY_S:
-            self.reported_at = now
+        if now >= self.next_report_at:
+            self.next_report_at = now + REPORT_EVERY_S
             row = self._row(step, "train", float(np.mean(self.history.losses[self.reported :])), None)
-            self.reported = step
-            self.context.report({"event": "step", "label": self.label, "total_steps": self.total_steps, **row})
+            step_s = (now - self.reported_at) / (step - self.reported)
+            self.reported, self.reported_at = step, now
+            self.context.report(
+                {"event": "step", "label": self.label, "total_steps": self.total_steps, "step_s": step_s, **row}
+            )
         return stops > 0
 
     def _row(self, step: int, split: str, loss: float, metric: float | None) -> dict[str, Any]:

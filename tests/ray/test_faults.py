@@ -180,4 +180,8 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_
     goodput = read_json(report)["goodput"]
     assert len(goodput["restarts"]) == 1
     assert goodput["restart_s"] > 0
-    assert goodput["recompute_s"] >= 0
+    steps = [event for event in events(storage) if event["event"] == "step"]
+    assert all(0 < event["step_s"] < 1 for event in steps)
+    resumed = next(event for event in events(storage) if event["event"] == "resumed")
+    newest = max(event["step"] for event in steps if event["t"] < resumed["t"])
+    assert (goodput["recompute_s"] > 0) == (newest > resumed["step"])
