@@ -1,11 +1,12 @@
 # make demo    set up, then run examples/digits.yaml to its report
+# make parity  every layout against one process, and the tables of docs/layouts.md
 # make test    set up, then everything that must hold: style, types, import directions, tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test check fast bench clean
+.PHONY: install demo test check fast parity bench clean
 
 install: $(READY)
 
@@ -30,6 +31,9 @@ fast: install
 
 test: check
 	$(BIN)/python -m pytest -q
+
+parity: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.multiprocess.parity --docs docs/layouts.md
 
 bench: install
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

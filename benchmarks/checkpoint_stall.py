@@ -21,6 +21,7 @@ from rich.table import Table
 from jobs.context import LocalContext
 from jobs.layout import share_batch
 from jobs.models.build import build
+from jobs.records import Signature
 from jobs.spec.model import MlpArgs, MlpModel
 from jobs.spec.train import AdamW
 from jobs.train.checkpoint import Checkpoints, Position
@@ -32,7 +33,7 @@ def measure(megaparams: float, rounds: int) -> dict[str, Any]:
     warm_up(LocalContext())
     width = int((megaparams * 1e6 / 2) ** 0.5)
     model = MlpModel(name="mlp", args=MlpArgs(hidden=(width, width)))
-    module = build(model, (width,), 10, seed=0)
+    module = build(model, Signature(kind="vector", input_shape=(width,), outputs=10), seed=0)
     engine = Engine(
         module, AdamW(name="adamw"), share_batch(4, 1, None), zero_stage=0, precision="fp32", gradient_clip=None
     )

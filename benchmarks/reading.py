@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from jobs.data import Dataset, TrainingBatches, prepare
-from jobs.data.encoding import ImageEncoding
+from jobs.data.encodings import ImageEncoding
 from jobs.data.fetch import get
 from jobs.errors import DataError
 from jobs.spec.data import Data

@@ -24,6 +24,7 @@ from cluster.gang import Gang
 from cluster.workers import run_work
 from jobs import data
 from jobs.context import LocalContext, WorkRef
+from jobs.layout import ParallelLayout
 from jobs.requests import Recipe, TrainRequest
 from jobs.spec import JobSpec
 
@@ -41,7 +42,8 @@ def request_for(steps: int, dataset: Path, folder: Path) -> TrainRequest:
     )
     if not dataset.exists():
         data.prepare(spec.data, spec.train.loss, dataset)
-    return TrainRequest(spec.resolved()["model"], Recipe(spec.train, spec.data, spec.metric), dataset, folder)
+    recipe = Recipe(spec.train, spec.data, spec.metric, layout=ParallelLayout(data=2))
+    return TrainRequest(spec.resolved()["model"], recipe, dataset, folder)
 
 
 def as_rank(steps: int, dataset: Path, folder: Path) -> None:

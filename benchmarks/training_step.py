@@ -65,7 +65,7 @@ def plain_torch(context: Any, request: TrainRequest) -> dict[str, float]:
         x = torch.from_numpy(dataset.encoded(split, ids, encoding))
         arrays[split] = (x, torch.tensor(dataset.targets(split)))
     spec = spec_for(1)
-    module = build(spec.model, dataset.info.input_shape, dataset.info.outputs, seed=0)
+    module = build(spec.model, dataset.info.signature, seed=0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     x_train, y_train = arrays["train"]
     steps = request.recipe.total_steps(len(x_train))

@@ -5,19 +5,51 @@ from typing import Any, Literal
 from jobs.section import Record
 
 
-class DatasetInfo(Record):
+class Signature(Record):
+    """What a model takes and gives: all that a model and its data must agree on."""
+
+    kind: Literal["vector", "image", "sequence", "tokens", "codes"]
+    """Of one encoded sample:
+    vector    float32 (features,)
+    image     float32 (channels, height, width)
+    sequence  float32 (steps, features + 1): the last feature is 1 where there is a step, and 0 with all others beyond
+    tokens    int64 (steps,): 0 beyond the end
+    codes     int64 (columns,): 0 for a category that training has not seen
+    """
+    input_shape: tuple[int, ...]
+    outputs: int
+    """Values the model predicts: number of classes (1 under bce), 1 for regression, size of the vocabulary."""
+    num_codes: tuple[int, ...] = ()
+    """How many codes there are, 0 included: of the tokens, or of each column."""
+    per_step: bool = False
+    """Whether there are outputs for each step: (batch, steps, outputs) rather than (batch, outputs)."""
+
+    @property
+    def input_dtype(self) -> Literal["float32", "int64"]:
+        return "int64" if self.kind in ("tokens", "codes") else "float32"
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of what a model gives for one sample."""
+        return (self.input_shape[0], self.outputs) if self.per_step else (self.outputs,)
+
+
+class DatasetInfo(Signature):
     """What is known of a source without reading all of it; what a model must fit."""
 
-    task: Literal["classification", "regression"]
-    input_shape: tuple[int, ...]
-    """Of one encoded sample: (channels, height, width) for images, (features,) for tables and vectors."""
-    outputs: int
-    """Values the model predicts: number of classes (1 under bce), or 1 for regression."""
+    task: Literal["classification", "regression", "language_model"]
     num_samples: dict[str, int]
     """train, validation, test."""
     classes: tuple[str, ...] = ()
-    """Names in label order; empty for regression."""
-    image: bool = False
+    """Names in label order; empty for regression and language models."""
+
+    @property
+    def signature(self) -> Signature:
+        return Signature(**{name: getattr(self, name) for name in Signature.model_fields})
+
+    @property
+    def image(self) -> bool:
+        return self.kind == "image"
 
 
 class FileRecord(Record):
@@ -71,14 +103,15 @@ class Measurement(Record):
     metric_delta: Delta | None
     """Against the dense parent; None for the dense parent itself."""
     details: dict[str, Any]
-    """classification: precision, recall, f1 a class, confusion matrix; regression: rmse, mae, r2."""
+    """classification: precision, recall, f1 a class, confusion matrix; regression: rmse, mae, r2;
+    language model: perplexity, bits_per_token, accuracy, tokens, samples."""
     bytes: int
     bytes_zstd: int
     params: int
     nonzero_params: int
     macs: int
     latency_ms: dict[str, Latency]
-    """`batch_1` and `batch_64`, interleaved with the dense parent."""
+    """`batch_1`, and `batch_64` unless its outputs are too many; interleaved with the dense parent."""
     parity_max_abs_diff: float
     """Largest difference of the file's outputs to those of the model it was exported from."""
 
@@ -126,28 +159,53 @@ class StagePlan(Record):
 
 
 class MemoryEstimate(Record):
-    """Bytes a worker holds at the peak of a step (Rajbhandari et al. 2020, section 3)."""
+    """Bytes of tensors that the worker with the most of them holds: at the peak of a step, and between two steps.
+
+    The parts add up to the peak; they need not all be at their largest at once, so it is an upper bound.
+    """
 
     parameters: int
     gradients: int
     optimizer_states: int
+    """With ZeRO's fp32 copy of the weights, if it keeps one."""
     activations: int
+    """What the forward pass keeps for the backward pass."""
     batch: int
+    """Samples and targets."""
+    buffers: int
+    """Copies that DeepSpeed makes to communicate and to update."""
+    offloaded: int
+    """Of all these, what is not on the device but in the machine's memory or on a disk."""
+    resident: int
+    """What stays between steps: gradients (below ZeRO 3), activations, the batch and most buffers are gone by then."""
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer_states + self.activations + self.batch
+        """At the peak, wherever it lies."""
+        states = self.parameters + self.gradients + self.optimizer_states
+        return states + self.activations + self.batch + self.buffers
+
+    @property
+    def on_device(self) -> int:
+        """At the peak, without what is offloaded."""
+        return self.total - self.offloaded
 
 
 class LayoutAlternative(Record):
     """A layout that was considered."""
 
     data: int
+    tensor: int
+    pipeline: int
     zero_stage: int
+    offload: str
     memory_bytes: int
-    """Of a worker, at the peak of a step."""
+    """Of the worker with the most, at the peak of a step; of its device alone, where it has one."""
     communication_bytes: int
-    """That a worker sends in a step."""
+    """That the worker with the most sends in a step."""
+    relative_work: float
+    """Time of a step without communication, relative to an even division of the work: stages that wait or are not
+    alike, and what tensor peers compute twice."""
     fits: bool
     reason: str
 
@@ -161,18 +219,46 @@ class Demand(Record):
     memory_bytes_per_worker: int
 
 
+class BlockSummary(Record):
+    """A block's sizes as pure integers: layers that stay together in one stage of a pipeline."""
+
+    name: str
+    layers: tuple[str, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    params: int
+    split_params: int = 0
+    """Of these, what tensor parallelism divides."""
+    macs: int = 0
+    """Multiply-accumulates of the forward pass, for one sample."""
+    split_macs: int = 0
+    activations: int = 0
+    """Values held for the backward pass, for one sample."""
+    split_activations: int = 0
+    tensor_values: int = 0
+    """Values, for one sample, that tensor peers sum or gather in the forward pass; as many again in the backward."""
+
+
 class ModelSummary(Record):
     """A model's sizes as pure integers."""
 
-    blocks: tuple[dict[str, Any], ...]
+    blocks: tuple[BlockSummary, ...]
+    """In order; what a block puts out is what the next one takes. One alone: the model can't be a pipeline."""
     params: int
+    """Tied ones counted once."""
     macs: int
     activations: int
-    """Values held for the backward pass, for one sample."""
     layout_invariant: bool
     """Whether every layout gives the same losses; it can't be known of a model with layers of the user's own."""
     norm_group: int | None = None
     """Samples that batch normalization looks at together; a micro-batch must be a multiple of it."""
+    tensor_width: int = 1
+    """Tensor degrees must divide it: the greatest common divisor of all widths that are split."""
+    no_tensor: str = ""
+    """Why it takes no tensor parallelism; empty if it does."""
+    no_pipeline: str = ""
+    """Why it takes no pipeline; empty if it does."""
+    tied_params: int = 0
+    """Parameters of the first block that the last one uses too: a pipeline holds them twice."""
 
 
 class JobPlan(Record):

@@ -1,9 +1,10 @@
 """What a stage asks of its workers: plain records that travel to them, so whoever asks need not import torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.layout import ParallelLayout
 from jobs.spec.compress import Prune
 from jobs.spec.data import Data
 from jobs.spec.train import Train
@@ -16,8 +17,9 @@ class Recipe:
     train: Train
     data: Data
     metric: str
-    zero_stage: int = 0
+    layout: ParallelLayout = field(default_factory=ParallelLayout)
     micro_batch: int | None = None
+    nvme_path: str | None = None
 
     def total_steps(self, num_samples: int) -> int:
         """Number of optimizer steps; only the run's last incomplete batch is dropped."""

@@ -1,16 +1,18 @@
 """What a run hands over: artifact folders, and what can be done with one long after the run."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from jobs.data import Dataset, Encoding, read_samples
+from jobs.data import Dataset, Encoding, TextEncoding, read_samples
 from jobs.errors import ArtifactError, DataError
 from jobs.export.card import read_card, write_card
 from jobs.measure.metrics import interval
-from jobs.measure.session import predict
+from jobs.measure.session import predict, predict_condensed, predictions
 from jobs.records import Artifact
 from jobs.spec import JobSpec
 from orchestrator.stages import Model, Stages
@@ -36,7 +38,8 @@ def finish(folder: Path, artifact: Artifact, spec: JobSpec, dataset: Dataset, ru
     """Writes the card: everything that is needed to use the files, and to check what is claimed of them."""
     encoding = dataset.encoding(spec.data.normalize)
     references = np.arange(min(NUM_REFERENCES, dataset.num_samples("validation")))
-    outputs = predict(folder / "model.onnx", dataset.encoded("validation", references, encoding))
+    x, y = dataset.encoded("validation", references, encoding), dataset.targets("validation", references)
+    outputs = predict_condensed(folder / "model.onnx", x, y)
     write_card(
         folder,
         {
@@ -86,8 +89,9 @@ def verify(folder: Path, datasets: Path | None = None) -> dict[str, Any]:
 def _same_outputs(folder: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
     reference = card["reference"]
     expected = np.asarray(reference["outputs"], dtype=np.float32)
-    x = dataset.encoded(reference["split"], np.asarray(reference["ids"]), encoding)
-    difference = float(np.abs(predict(folder / "model.onnx", x) - expected).max())
+    ids = np.asarray(reference["ids"])
+    x, y = dataset.encoded(reference["split"], ids, encoding), dataset.targets(reference["split"], ids)
+    difference = float(np.abs(predict_condensed(folder / "model.onnx", x, y) - expected).max())
     allowed = PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
     detail = f"{len(expected)} samples differ by at most {difference:.2g} (allowed {allowed:.2g})"
     return {"name": "outputs", "ok": difference <= allowed, "detail": detail}
@@ -96,15 +100,18 @@ def _same_outputs(folder: Path, card: dict[str, Any], dataset: Dataset, encoding
 def _same_metric(folder: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
     recorded = card["measurement"]["metric"]
     split = recorded["split"]
-    x = dataset.encoded(split, np.arange(dataset.num_samples(split)), encoding)
-    now = interval(recorded["name"], predict(folder / "model.onnx", x), dataset.targets(split), split=split)
+    x, y = dataset.encoded(split, np.arange(dataset.num_samples(split)), encoding), dataset.targets(split)
+    now = interval(recorded["name"], predict_condensed(folder / "model.onnx", x, y), y, split=split)
     same = abs(now.value - recorded["value"]) <= 1e-3 * max(1.0, abs(recorded["value"]))
     detail = f"{recorded['name']} on {split}: {now.value:.6g} now, {recorded['value']:.6g} recorded (n = {now.n})"
     return {"name": "metric", "ok": same, "detail": detail}
 
 
 def predict_with(folder: Path, data: Path) -> list[dict[str, Any]]:
-    """Predictions for new samples, from the artifact alone: [{prediction, probabilities | value}].
+    """Predictions for new samples, from the artifact alone: one dictionary each.
+
+    Of classes {prediction, probabilities}; of values {prediction}; of a language model, for each text the most likely
+    next token {prediction, probability}.
 
     Raises:
         ArtifactError: the artifact is damaged.
@@ -112,9 +119,13 @@ def predict_with(folder: Path, data: Path) -> list[dict[str, Any]]:
     """
     card = read_card(folder)
     encoding = Encoding.from_json(card["encoding"])
-    outputs = predict(folder / "model.onnx", encoding.encode(read_samples(data, encoding))).astype(np.float64)
-    if not np.isfinite(outputs).all():
-        raise ArtifactError(f"{folder} gives outputs that are not finite")
+    raw = read_samples(data, encoding)
+    if card["task"] == "language_model":
+        if not isinstance(encoding, TextEncoding) or not isinstance(raw, np.ndarray):
+            raise ArtifactError(f"{folder} has a language model without a tokenizer")
+        return _next_tokens(folder, encoding, raw)
+    outputs = predict(folder / "model.onnx", encoding.encode(raw)).astype(np.float64)
+    _check_finite(outputs, folder)
     if card["task"] == "regression":
         return [{"prediction": float(row[0])} for row in outputs]
     probabilities = _probabilities(outputs)
@@ -128,7 +139,35 @@ def predict_with(folder: Path, data: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _probabilities(logits: "np.ndarray[Any, np.dtype[np.float64]]") -> "np.ndarray[Any, np.dtype[np.float64]]":
+def prediction_line(prediction: dict[str, Any]) -> str:
+    """One prediction for people; a token in quotes, since it may be a space or the end of a line."""
+    value = prediction["prediction"]
+    if "probability" not in prediction:
+        return str(value)
+    return f"{json.dumps(value, ensure_ascii=False)}  {prediction['probability']:.4f}"
+
+
+def _next_tokens(folder: Path, encoding: TextEncoding, prompts: npt.NDArray[np.int32]) -> list[dict[str, Any]]:
+    """What most likely follows each prompt, (prompts, steps), by the logits of its last token."""
+    rows: list[dict[str, Any]] = []
+    lengths = (prompts != 0).sum(axis=1)
+    for outputs in predictions(folder / "model.onnx", encoding.encode(prompts)):
+        batch = slice(len(rows), len(rows) + len(outputs))
+        logits = outputs[np.arange(len(outputs)), lengths[batch] - 1].astype(np.float64)
+        _check_finite(logits, folder)
+        for prompt, length, row in zip(prompts[batch], lengths[batch], _probabilities(logits), strict=True):
+            code = 1 + int(row[1 : encoding.last_code + 1].argmax())  # never the padding, nor what rounding added
+            text = encoding.continuation(prompt[:length], code)
+            rows.append({"prediction": text, "probability": round(float(row[code]), 6)})
+    return rows
+
+
+def _check_finite(outputs: npt.NDArray[np.float64], folder: Path) -> None:
+    if not np.isfinite(outputs).all():
+        raise ArtifactError(f"{folder} gives outputs that are not finite")
+
+
+def _probabilities(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     if logits.shape[1] == 1:  # bce: one logit, of the second class
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))

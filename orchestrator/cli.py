@@ -27,6 +27,7 @@ app.add_typer(data_app, name="data")
 _ARGUMENTS_ARE_WRONG: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Click's base of usage errors: that of the click package, or of the copy that newer versions of typer carry."""
 
+_SAMPLES = "CSV, Parquet, .npz, .npy, IDX, an image or a folder of them; text: .txt (a sample a line), .jsonl, .csv."
 Spec = Annotated[Path, typer.Argument(help="The job spec: YAML or JSON.", metavar="SPEC")]
 RunName = Annotated[str, typer.Argument(help="A run directory, or an id below --runs.", metavar="RUN")]
 Runs = Annotated[str, typer.Option("--runs", help="The storage: runs, stages and data sets live below it.")]
@@ -128,14 +129,14 @@ def verify(
 @app.command()
 def predict(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.", metavar="ARTIFACT")],
-    data: Annotated[Path, typer.Option("--data", help="CSV, Parquet, .npz, .npy, IDX, an image or a folder of them.")],
+    data: Annotated[Path, typer.Option("--data", help=_SAMPLES)],
     as_json: Json = False,
 ) -> None:
-    """Predict for new samples: one line each, or a JSON array."""
+    """Predict for new samples: one line each, or a JSON array. A language model gives each text's next token."""
     from orchestrator import artifacts
 
     predictions = artifacts.predict_with(artifact, data)
-    _print(predictions, [str(row["prediction"]) for row in predictions], as_json)
+    _print(predictions, [artifacts.prediction_line(row) for row in predictions], as_json)
 
 
 @app.command()
@@ -225,15 +226,21 @@ def cancel(job_id: str, ray: RayUrl = None, as_json: Json = False) -> None:
 
 @data_app.command("get")
 def data_get(
-    name: Annotated[str, typer.Argument(help="fashion-mnist", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="fashion-mnist, shakespeare, movielens-100k, japanese-vowels", metavar="NAME")
+    ],
     folder: Annotated[Path | None, typer.Option(help="Where to put it; default: data/NAME.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a known data set and check its checksums; one that is there already is only checked."""
+    """Fetch a known data set and check its checksums; one that is there already is only checked.
+
+    Says what it is, whose, and under which terms; the folder is the last line.
+    """
     from jobs.data import fetch
 
-    place = fetch.get(name, folder)
-    _print({"name": name, "path": str(place)}, [str(place)], as_json)
+    place, release = fetch.get(name, folder), fetch.find(name)
+    document = {"name": name, "path": str(place), "source": release.source, "licence": release.licence}
+    _print(document, [f"source   {release.source}", f"licence  {release.licence}", str(place)], as_json)
 
 
 @data_app.command("info")
@@ -246,10 +253,12 @@ def data_info(spec: Spec, overrides: Overrides = None, as_json: Json = False) ->
     info = data.inspect(parsed.data, parsed.train.loss)
     document = info.to_json() | {"fingerprint": data.fingerprint(parsed.data, parsed.train.loss)}
     classes = f"{len(info.classes)} classes: {', '.join(info.classes[:12])}{' …' * (len(info.classes) > 12)}"
+    codes = f", codes up to {', '.join(str(count - 1) for count in info.num_codes)}" if info.num_codes else ""
+    target = f"the next of {info.outputs} tokens, at each step" if info.per_step else "1 value"
     lines = [
         f"task         {info.task}",
-        f"sample       {' × '.join(map(str, info.input_shape))}{' (image)' * info.image}",
-        f"target       {classes if info.classes else '1 value'}",
+        f"sample       {' × '.join(map(str, info.input_shape))} ({info.kind}){codes}",
+        f"target       {classes if info.classes else target}",
         f"splits       {', '.join(f'{k} {v}' for k, v in info.num_samples.items())}",
         f"fingerprint  {document['fingerprint']}",
     ]

@@ -15,6 +15,7 @@ from cluster.gang import Gang
 from jobs.code import copy_modules
 from jobs.context import WorkRef
 from jobs.errors import ClusterUnreachable, Interrupted, SpecError, ThresherError
+from jobs.layout import ParallelLayout
 from jobs.records import RunReport
 from jobs.spec import JobSpec
 from jobs.storage import write_json
@@ -105,8 +106,9 @@ def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
                 code=plan.hashes["code"],
                 dataset=dataset,
                 group=workers.get,
-                zero_stage=plan.layout["zero_stage"],
-                micro_batch=plan.batch["micro"],
+                layout=ParallelLayout(**plan.layout),
+                # Not the plan's: a searched batch is divided anew.
+                micro_batch=None if spec.layout == "auto" else spec.layout.micro_batch,
                 max_failures=spec.retry.max_failures,
                 on_report=run.log,
                 on_stage=run.stage_done,

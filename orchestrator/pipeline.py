@@ -13,6 +13,7 @@ from jobs import data
 from jobs.data import Dataset
 from jobs.errors import BudgetUnmet
 from jobs.export.card import file_records
+from jobs.layout import ParallelLayout
 from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase
@@ -120,7 +121,7 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
             storage=job.storage.root,
             dataset=job.dataset,
             code=job.plan.hashes["code"],
-            zero_stage=job.plan.layout["zero_stage"],
+            layout=ParallelLayout(**job.plan.layout),
             folder=folder,
             slots=job.slots,
             on_trial=on_trial,

@@ -4,22 +4,25 @@ Nothing is changed and nothing heavy is imported: a plan takes well under a seco
 """
 
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs import data
 from jobs.code import digest_modules
 from jobs.errors import SpecError
-from jobs.layout import share_batch
+from jobs.layout import ParallelLayout, share_batch
 from jobs.models.factory import inspect_factory
-from jobs.models.registry import summarize
+from jobs.models.pretrained import digest_folder
+from jobs.models.registry import prunable, summarize
 from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
-from jobs.spec.model import FactoryModel
+from jobs.spec.model import ForeignModel, HuggingFaceModel
 from jobs.spec.train import Layout
 from jobs.train.config import deepspeed_config
-from orchestrator.layouts import PROCESS_BYTES, choose_layout
+from jobs.train.memory import estimate, sample_bytes
+from orchestrator.layouts import PROCESS_BYTES, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
 from orchestrator.stages import SCHEMA_VERSIONS, prune_config, search_config, train_config
 
@@ -38,11 +41,12 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
     code = code_digest(spec)
     model = model_summary(spec, info, code, storage)
     memory = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    choice = choose_layout(spec, model, info, memory)
+    own, searched = Variant(spec, model), searched_variants(spec, info, model)
+    choice = choose_layout(own, info, memory, variants=[each.variant for each in searched])
     layout, share, needed = choice.layout, choice.share, choice.memory
-    warnings = [choice.warning] if choice.warning else []
     total_steps = count_steps(spec, info)
-    check_searched_batches(spec, info)
+    check_searched(searched, layout, info)
+    warnings = [*choice.warnings, *check_recovery(own, layout, info, memory)]
     if not model.layout_invariant:
         warnings += [
             "layout_invariant: false: the model has layers of your own; where they look at the micro-batch (stock "
@@ -54,16 +58,17 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
         dataset=info,
         model=model,
         stages=tuple(plan_stages(spec, storage, fingerprint, code, hashes)),
-        layout={"data": layout.data, "tensor": 1, "pipeline": 1, "zero_stage": layout.zero_stage, "offload": "none"},
+        layout=asdict(layout),
         batch={"global": share.global_batch, "micro": share.micro, "accumulation": share.accumulation},
         total_steps=total_steps,
         alternatives=choice.alternatives,
         memory=needed,
         deepspeed=deepspeed_config(
             share,
-            zero_stage=layout.zero_stage,
+            layout,
             precision=spec.train.precision,
             gradient_clip=spec.train.gradient_clip,
+            nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
         ),
         demand=Demand(
             workers=spec.num_workers,
@@ -87,6 +92,8 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
             list(weights),
             f"{num_classes} weights, in label order",
         )
+    if spec.prunes and (reason := prunable(spec.model)):
+        raise SpecError.at("compress.prune", f"model {spec.model.name} can't be pruned: {reason}", None, "null")
     calibration = spec.data.split.calibration
     if spec.compress.quantize and calibration > info.num_samples["train"]:
         raise SpecError.at(
@@ -111,38 +118,94 @@ def count_steps(spec: JobSpec, info: DatasetInfo) -> int:
     return steps
 
 
-def check_searched_batches(spec: JobSpec, info: DatasetInfo) -> None:
-    """Refuses a searched batch size that the workers can't divide, or the samples can't fill."""
-    key = "train.batch_size"
-    if spec.search is None or key not in spec.search.space:
-        return
-    micro_batch = spec.layout.micro_batch if isinstance(spec.layout, Layout) else None
-    for value in spec.search.space[key].probes:
+@dataclass(frozen=True)
+class Searched:
+    """A value that a search may try, and the spec that it would make."""
+
+    key: str
+    value: Any
+    variant: Variant
+
+
+def searched_variants(spec: JobSpec, info: DatasetInfo, model: ModelSummary) -> list[Searched]:
+    """What the layout must serve beside the spec itself: values by which its legality or the batch may change.
+
+    A model that is not ours is taken as it is: what its own arguments do is seen when it is built.
+    """
+
+    def variant(key: str, value: Any) -> Variant:
         trial = spec.replace({key: value})
+        if isinstance(trial.model, ForeignModel) or not key.startswith("model."):
+            return Variant(trial, model)
+        return Variant(trial, summarize(trial.model, info.signature))
+
+    return [
+        Searched(key, value, variant(key, value))
+        for key, dimension in (spec.search.space.items() if spec.search else ())
+        if key in ("train.batch_size", "train.precision") or key.startswith("model.args.")
+        for value in dimension.probes
+    ]
+
+
+def check_searched(searched: list[Searched], layout: ParallelLayout, info: DatasetInfo) -> None:
+    """Refuses searched values that the layout does not go with, or batches that the samples can't fill."""
+    for each in searched:
         try:
-            share_batch(trial.train.batch_size, trial.num_workers, micro_batch)
-            count_steps(trial, info)
+            each.variant.share(layout)
+            count_steps(each.variant.spec, info)
         except SpecError as error:
             problem = error.problems[0]
-            raise SpecError.at(f"search.space.{key}", problem.message, value, problem.allowed) from None
+            message = problem.message if problem.path == each.key else f"{problem.path}: {problem.message}"
+            raise SpecError.at(f"search.space.{each.key}", message, each.value, problem.allowed) from None
+
+
+def check_recovery(own: Variant, layout: ParallelLayout, info: DatasetInfo, memory_bytes: int) -> list[str]:
+    """What is to be said of the recovery after pruning, where it does not run under the training's layout.
+
+    It is data-parallel over the same workers: a pruned model is small, and its widths need not divide any more.
+    Raises SpecError if the batch does not divide over so many.
+    """
+    spec = own.spec
+    if not spec.prunes or layout.data == layout.size:
+        return []
+    parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
+    try:
+        share = share_batch(spec.train.batch_size, parallel.data, None, own.model.norm_group)
+    except SpecError as error:
+        problem = error.problems[0]
+        message = f"{problem.message}: so the recovery after pruning runs, whatever the layout of the training"
+        raise SpecError.at(problem.path, message, problem.value, problem.allowed) from None
+    train = spec.train
+    options: dict[str, Any] = {"precision": train.precision, "optimizer": train.optimizer.name}
+    need = estimate(own.model, parallel, share, sample_bytes=sample_bytes(info), **options)
+    if need.total <= available_bytes(memory_bytes, layout.size):
+        return []
+    return [
+        "the recovery after pruning is data-parallel over all workers; unpruned, the model would need "
+        f"{need.total / 1e9:.1f} GB on each of them, which is more than this machine has"
+    ]
 
 
 def code_digest(spec: JobSpec) -> str:
-    """The digest of the user's modules, where the spec uses any; else empty. Raises SpecError if they are missing."""
+    """The digest of the user's modules or of the model's folder, where the spec uses any; else empty.
+
+    Raises SpecError if they are missing.
+    """
+    if isinstance(spec.model, HuggingFaceModel) and spec.model.args.path is not None:
+        return digest_folder(Path(spec.model.args.path))
     return digest_modules(Path(spec.code.working_dir)) if spec.uses_own_code else ""
 
 
 def model_summary(spec: JobSpec, info: DatasetInfo, code: str, storage: Storage) -> ModelSummary:
-    if isinstance(spec.model, FactoryModel):
+    if isinstance(spec.model, ForeignModel):
         return inspect_factory(
             spec.model,
-            info.input_shape,
-            info.outputs,
+            info.signature,
             working_dir=Path(spec.code.working_dir).absolute(),
             code=code,
             cache=storage.root / "inspected",
         )
-    return summarize(spec.model, info.input_shape, info.outputs)
+    return summarize(spec.model, info.signature)
 
 
 def plan_stages(
@@ -172,7 +235,6 @@ def plan_stages(
     reason = "the same data is prepared" if ready else "not prepared yet"
     stages = [StagePlan(name="prepare", action="reuse" if ready else "run", reason=reason, hash=fingerprint)]
     phases = spec.search.phases() if spec.search else ()
-    prune = spec.compress.prune
     searched_training = "train" in phases or "joint" in phases
     if searched_training:
         stages.append(known("search", {"dataset": fingerprint}, search_config(spec, phases[0])))
@@ -181,7 +243,7 @@ def plan_stages(
         stages.append(known("train", {"dataset": fingerprint}, train_config(spec)))
     if "compress" in phases:
         stages.append(depends("search/compress", "the training"))
-    if prune is None and not spec.compresses_by_search:
+    if not spec.prunes:
         stages.append(StagePlan(name="prune", action="skip", reason="the spec has no compress.prune"))
     elif phases:
         stages.append(depends("prune", "the search"))

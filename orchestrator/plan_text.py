@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from jobs.records import JobPlan
+from jobs.layout import stages_of
+from jobs.records import JobPlan, LayoutAlternative
+from orchestrator.layouts import bubble
 from orchestrator.units import format_bytes, format_count
 
 
@@ -26,14 +28,17 @@ def plan_lines(plan: JobPlan) -> list[str]:
         (
             "layout",
             f"data {layout['data']} × tensor {layout['tensor']} × pipeline {layout['pipeline']}, ZeRO "
-            f"{layout['zero_stage']}; batch {share['global']} = micro {share['micro']} × accumulation "
-            f"{share['accumulation']} × data {layout['data']}",
+            f"{layout['zero_stage']}{_offload(layout['offload'])}; batch {share['global']} = micro {share['micro']} × "
+            f"accumulation {share['accumulation']} × data {layout['data']}",
         ),
+        *_pipeline(plan),
         (
             "memory",
-            f"{format_bytes(memory.total)} a worker: parameters {format_bytes(memory.parameters)}, gradients "
+            f"{format_bytes(memory.total)} a worker at most: parameters {format_bytes(memory.parameters)}, gradients "
             f"{format_bytes(memory.gradients)}, optimizer {format_bytes(memory.optimizer_states)}, activations "
-            f"{format_bytes(memory.activations)}, batch {format_bytes(memory.batch)}",
+            f"{format_bytes(memory.activations)}, batch {format_bytes(memory.batch)}, buffers "
+            f"{format_bytes(memory.buffers)}; between steps {format_bytes(memory.resident)}"
+            + (f"; off the device {format_bytes(memory.offloaded)}" if memory.offloaded else ""),
         ),
         (
             "demand",
@@ -42,17 +47,45 @@ def plan_lines(plan: JobPlan) -> list[str]:
         ),
     ]
     lines = [f"{name:<8} {text}" for name, text in rows]
-    lines += ["", "layouts considered"]
-    lines += [
-        f"  data {found.data}, ZeRO {found.zero_stage}: {format_bytes(found.memory_bytes)} a worker, sends "
-        f"{format_bytes(found.communication_bytes)} a step; {found.reason}"
-        for found in plan.alternatives
-    ]
+    lines += ["", "layouts considered, best first", *map(_alternative, plan.alternatives)]
     lines += ["", "stages"]
     lines += [f"  {stage.action:<6} {stage.name:<16} {stage.reason}" for stage in plan.stages]
     lines += ["", "deepspeed", *_tree(plan.deepspeed), "", "spec, every default resolved", *_tree(_without_nulls(spec))]
     lines += ["", *(f"warning: {warning}" for warning in plan.warnings)] if plan.warnings else []
     return lines
+
+
+def _pipeline(plan: JobPlan) -> list[tuple[str, str]]:
+    """Which blocks lie in which stage, and how much each stage waits."""
+    stages, accumulation = plan.layout["pipeline"], plan.batch["accumulation"]
+    if stages == 1:
+        return []
+    names = [block.name for block in plan.model.blocks]
+    held = "; ".join(
+        f"stage {number}: {', '.join(names[blocks.start : blocks.stop])}"
+        for number, blocks in enumerate(stages_of(plan.model, stages), start=1)
+    )
+    return [
+        ("stages", held),
+        (
+            "bubble",
+            f"{bubble(stages, accumulation):.0%} of a step: each stage waits for {stages - 1} of "
+            f"{accumulation + stages - 1} turns",
+        ),
+    ]
+
+
+def _alternative(found: LayoutAlternative) -> str:
+    return (
+        f"  {'*' if found.reason.startswith('chosen') else ' '} data {found.data} × tensor {found.tensor} × pipeline "
+        f"{found.pipeline}, ZeRO {found.zero_stage}{_offload(found.offload)}: {format_bytes(found.memory_bytes)} a "
+        f"worker, sends {format_bytes(found.communication_bytes)} a step, {found.relative_work:.2f}× the work; "
+        f"{found.reason}"
+    )
+
+
+def _offload(place: str) -> str:
+    return "" if place == "none" else f", offload {place}"
 
 
 def _without_nulls(node: Any) -> Any:

@@ -8,7 +8,7 @@ RunReport leaves some fields open. What stands in them:
     spec         JobSpec.resolved()
     dataset      DatasetInfo JSON; further keys are kept and not shown
     model        ModelSummary JSON; not shown
-    layout       data, tensor, pipeline, zero_stage: degrees; further keys are not shown
+    layout       data, tensor, pipeline: degrees; zero_stage, offload; further keys are not shown
     stages       [{name, hash, reused, seconds}], in order; seconds of a reused stage: what it took when it ran
     curves       {training: [{epoch, step, split, loss, metric, lr}]}
                  `train`, `recover/<artifact>`, …: rows of split train and validation; drawn by epoch where each
@@ -27,6 +27,7 @@ RunReport leaves some fields open. What stands in them:
                  classification: {"classes": [name], "precision": [x], "recall": [x], "f1": [x],
                  "confusion": [[count]]}, confusion[true][predicted], all in label order;
                  regression: {"rmse": x, "mae": x, "r2": x}
+                 language models: {"perplexity": x, "bits_per_token": x, "accuracy": x, "tokens": n, "samples": n}
 
 A figure that is not finite is written to report.json as the text "NaN", "Infinity" or "-Infinity" (JSON has no
 such numbers), and read back as what it was where the record says float.
@@ -99,7 +100,7 @@ def render_html(report: RunReport) -> str:
         training=training_view(report.curves, subject),
         search=search_view(report.search, pick, subject) if report.search else None,
         classes=details if isinstance(details, ClassesView) else None,
-        regression=None if isinstance(details, ClassesView) else details,
+        figures=None if isinstance(details, ClassesView) else details,
         process=process_view(report),
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -111,7 +112,8 @@ def summary_lines(report: RunReport) -> list[str]:
     """The report in plain text: what was selected, the warnings, a table of the artifacts."""
     subject = subject_of(report)
     lines = [f"{report.name} ({report.run_id}): {report.state}"]
-    lines.append(str(headline(report, subject).statement.striptags()))
+    top = headline(report, subject)
+    lines += filter(None, (top.notice, str(top.statement.striptags())))
     lines += [f"warning: {warning}" for warning in report.warnings]
     if not report.artifacts:
         return lines

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from cluster.gang import Gang
 from cluster.placement import bundles
 from jobs.context import WorkRef
 from jobs.errors import Interrupted, JobFailed
+from jobs.layout import ParallelLayout
 from jobs.records import Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
@@ -59,7 +60,7 @@ class SearchTask:
     storage: Path
     dataset: Path
     code: str
-    zero_stage: int
+    layout: ParallelLayout
     folder: Path
     slots: int
     on_trial: Callable[[Trial], None]
@@ -90,7 +91,7 @@ class TrialActor(tune.Trainable):
             code=shared["code"],
             dataset=Path(shared["dataset"]),
             group=self._workers,
-            zero_stage=shared["zero_stage"],
+            layout=ParallelLayout(**shared["layout"]),
             micro_batch=shared["micro_batch"],
             max_failures=self.base.retry.max_failures,
             on_report=lambda report: None,
@@ -270,7 +271,7 @@ def _tune(task: SearchTask, study: Study, finished: list[Trial], total: int) -> 
         "storage": str(task.storage),
         "dataset": str(task.dataset),
         "code": task.code,
-        "zero_stage": task.zero_stage,
+        "layout": asdict(task.layout),
         "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
     }
     scratch = task.folder / "tune"

@@ -12,6 +12,8 @@ from typing import Any
 from cluster.workers import WorkerGroup, run_work
 from jobs.context import WorkRef
 from jobs.errors import Interrupted, QuantizationFailed, WorkerLost
+from jobs.layout import ParallelLayout
+from jobs.models.pretrained import located
 from jobs.records import StageManifest
 from jobs.requests import (
     CandidateFile,
@@ -24,7 +26,9 @@ from jobs.requests import (
     TrainRequest,
 )
 from jobs.spec import JobSpec
+from jobs.spec.model import HuggingFaceModel
 from jobs.spec.search import Phase
+from jobs.spec.train import Layout
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
 
@@ -54,6 +58,8 @@ class Model:
 def train_config(spec: JobSpec) -> dict[str, Any]:
     """What a training's result depends on, beside the data and the user's code. No layout, no retries, no paths."""
     resolved = spec.resolved()
+    if isinstance(spec.model, HuggingFaceModel):
+        del resolved["model"]["args"]["path"]  # what lies there counts as code
     train = {key: value for key, value in resolved["train"].items() if key != "checkpoint"}
     data = {key: resolved["data"][key] for key in ("normalize", "augment")}
     return {"model": resolved["model"], "train": train, "data": data, "metric": spec.metric}
@@ -93,7 +99,7 @@ class Stages:
         code: str,
         dataset: Path,
         group: Callable[[], WorkerGroup],
-        zero_stage: int,
+        layout: ParallelLayout,
         micro_batch: int | None,
         max_failures: int,
         on_report: Report,
@@ -105,7 +111,7 @@ class Stages:
         self.code = code
         self.dataset = dataset
         self.group = group
-        self.zero_stage = zero_stage
+        self.layout = layout
         self.micro_batch = micro_batch
         self.max_failures = max_failures
         self.on_report = on_report
@@ -165,7 +171,10 @@ class Stages:
             code=self.code,
             work="jobs.train.work:train",
             request=lambda folder: TrainRequest(
-                model=spec.resolved()["model"], recipe=self._recipe(spec), dataset=self.dataset, folder=folder
+                model=located(spec.model).model_dump(mode="json"),
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
+                folder=folder,
             ),
         )
 
@@ -270,8 +279,9 @@ class Stages:
             train=spec.train,
             data=spec.data,
             metric=spec.metric,
-            zero_stage=self.zero_stage,
+            layout=self.layout,
             micro_batch=self.micro_batch,
+            nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
         )
 
     def family(self, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:

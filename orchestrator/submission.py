@@ -1,5 +1,6 @@
 """Jobs sent to a Ray cluster through its Jobs API, without the service."""
 
+import copy
 import secrets
 import shlex
 import sys
@@ -88,11 +89,23 @@ def exit_code(state: Any) -> int:
     return state.exit_code or 1
 
 
+_PATHS = (("data", "source", "path"), ("data", "source", "tokenizer", "file"), ("model", "args", "path"))
+"""Keys of a spec that name files here, which the cluster is to find under the same names."""
+
+
 def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
-    source = dict(document["data"]["source"])
-    if "path" in source:
-        source["path"] = str(Path(source["path"]).absolute())
-    result = {**document, "data": {**document["data"], "source": source}}
+    result = copy.deepcopy(document)
+    for *sections, key in _PATHS:
+        section: Any = result
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(section.get(key), str) and not _of_users_own(result, sections):
+            section[key] = str(Path(section[key]).absolute())
     if "code" in document:
-        result["code"] = {**document["code"], "working_dir": "."}
+        result["code"]["working_dir"] = "."
     return result
+
+
+def _of_users_own(document: dict[str, Any], sections: list[str]) -> bool:
+    """Whether these are arguments of the user's own factory: what they mean is not known."""
+    return sections[0] == "model" and ":" in document["model"]["name"]

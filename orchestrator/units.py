@@ -7,6 +7,8 @@ from jobs.spec.job import HIGHER_IS_BETTER
 
 PERCENT_METRICS = ("accuracy",)
 """Metrics shown in percent, and their changes in points; the others are shown as they are."""
+RELATIVE_METRICS = ("log_loss", "mae", "perplexity", "rmse")
+"""Metrics without a scale of their own: what a change means depends on where it starts."""
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -90,6 +92,15 @@ def format_metric(name: str, value: float, digits: int | None = None) -> str:
     if name in PERCENT_METRICS:
         return f"{100 * value:.{2 if digits is None else digits}f} %"
     return significant(value, 4 if digits is None else digits)
+
+
+def format_relative(name: str, value: float, reference: float) -> str:
+    """A change in percent of the reference, ` (+1.6 %)`, for metrics whose size alone says little; else empty."""
+    if name not in RELATIVE_METRICS or not reference > 0 or not math.isfinite(value / reference):
+        return ""
+    percent = 100 * (value / reference - 1)
+    amount = significant(abs(percent), 2)
+    return f" ({'±' if percent == 0 else '+' if percent > 0 else '−'}{amount} %)"
 
 
 def format_amount(name: str, amount: float, digits: int = 2) -> str:

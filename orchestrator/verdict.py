@@ -13,6 +13,7 @@ from orchestrator.units import (
     format_change,
     format_ms,
     format_ratio,
+    format_relative,
 )
 
 _ROUNDING = 1e-9
@@ -74,7 +75,8 @@ def gains(measurement: Measurement, dense: Measurement) -> str:
         parts.append(f"{format_ratio(theirs / ours)} faster")
     drop = metric_drop(measurement, dense)
     if drop is not None and (parts or drop < 0):
-        parts.append(f"{measurement.metric.name} {format_change(measurement.metric.name, -drop)}")
+        ours_metric, name = measurement.metric.value, measurement.metric.name
+        parts.append(f"{name} {format_change(name, -drop)}{format_relative(name, ours_metric, dense.metric.value)}")
     return ", ".join(parts)
 
 
@@ -94,7 +96,8 @@ def not_resolvable(measurement: Measurement, budget: Budget) -> str:
     delta, allowed = measurement.metric_delta, budget.max_metric_drop
     if delta is None or allowed is None or not exceeds(delta.ci95[1] - delta.ci95[0], allowed):
         return ""
-    return f"not resolvable with n = {measurement.metric.n}: the 95 % interval of the drop is wider than the budget"
+    way = "drop" if measurement.metric.name in HIGHER_IS_BETTER else "rise"
+    return f"not resolvable with n = {measurement.metric.n}: the 95 % interval of the {way} is wider than the budget"
 
 
 def drop_in_words(name: str, drop: float, allowed: float) -> str:

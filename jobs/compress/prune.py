@@ -12,6 +12,7 @@ from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import JobFailed, SpecError
+from jobs.records import Signature
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +49,8 @@ def step_ratios(ratio: float, steps: int) -> tuple[float, ...]:
 
 def prune_structured(
     model: "nn.Module",
-    input_shape: tuple[int, ...],
+    signature: Signature,
     *,
-    outputs: int,
     ratio: float,
     round_to: int = 1,
     global_pruning: bool = False,
@@ -59,12 +59,12 @@ def prune_structured(
 
     The widths left are functions of the widths, `ratio` and `round_to` (and of the weights, under global pruning);
     the same model gives the same result. Layers whose output is the model's output keep all of it; recurrent and
-    attention layers keep their widths.
+    attention layers keep their widths, and so does whatever adds up with their outputs: of a transformer, the
+    feed-forward layers alone lose neurons.
 
     Args:
-        model: any module (batch, *input_shape) → (batch, outputs).
-        input_shape: of one sample.
-        outputs: values the model predicts.
+        model: any module (batch, *input_shape) → (batch, *output_shape).
+        signature: what goes in and comes out.
         ratio: share of the channels to remove: of each layer, or of all layers together.
         round_to: widths left are multiples of this, the nearest, at least one; a layer that is narrower stays.
         global_pruning: compare channels across layers, by scores relative to their layer's mean; every layer keeps
@@ -82,7 +82,7 @@ def prune_structured(
     trainable = {name: parameter.requires_grad for name, parameter in pruned.named_parameters()}
     pruned.requires_grad_(True).eval()
     device = next((parameter.device for parameter in pruned.parameters()), torch.device("cpu"))
-    example = torch.zeros(2, *input_shape, device=device)
+    example = torch.zeros(2, *signature.input_shape, dtype=getattr(torch, signature.input_dtype), device=device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph, groups = _score(pruned, example)
@@ -95,7 +95,7 @@ def prune_structured(
         parameter.grad = None
     for name, module in pruned.named_modules():
         module.training = modes[name]
-    _check(pruned, example, outputs)
+    _check(pruned, example, signature)
     return pruned
 
 
@@ -103,16 +103,19 @@ def _score(model: "nn.Module", example: "torch.Tensor") -> tuple[Any, list[_Grou
     import torch_pruning
     from torch import nn
 
+    from jobs.models.modules import Attention
+
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise JobFailed(f"the model {type(model).__name__} cannot be traced for pruning: {error}") from error
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-    fixed = (nn.RNNBase, nn.MultiheadAttention)
+    kinds = (nn.RNNBase, nn.MultiheadAttention, Attention)
+    fixed = {part for layer in model.modules() if isinstance(layer, kinds) for part in layer.modules()}
     names = {module: name for name, module in model.named_modules()}
     groups = []
     for members in graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
-        if _reaches_output(graph, members) or any(isinstance(dep.target.module, fixed) for dep, _ in members):
+        if _reaches_output(graph, members) or any(dep.target.module in fixed for dep, _ in members):
             continue
         layer, prune_fn = members[0].dep.target.module, members[0].dep.handler
         num_blocks = max(_num_blocks(dep.target.module) for dep, _ in members)
@@ -197,7 +200,7 @@ def _weakest(group: _Group, kept: int) -> list[int]:
     return sorted(index + block * size for block in range(group.num_blocks) for index in weakest)
 
 
-def _check(model: "nn.Module", example: "torch.Tensor", outputs: int) -> None:
+def _check(model: "nn.Module", example: "torch.Tensor", signature: Signature) -> None:
     import torch
 
     was_training = {module: module.training for module in model.modules()}
@@ -209,5 +212,7 @@ def _check(model: "nn.Module", example: "torch.Tensor", outputs: int) -> None:
         raise JobFailed(f"the model {type(model).__name__} does not run once it is pruned: {error}") from error
     for module, training in was_training.items():
         module.training = training
-    if shape != (len(example), outputs):
-        raise JobFailed(f"the model {type(model).__name__} gives {shape[1:]} once it is pruned, not ({outputs},)")
+    if shape[1:] != signature.output_shape:
+        raise JobFailed(
+            f"the model {type(model).__name__} gives {shape[1:]} once it is pruned, not {signature.output_shape}"
+        )

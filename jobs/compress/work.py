@@ -3,13 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from jobs.compress.prune import prune_structured, step_ratios
 from jobs.compress.quantize import quantize_onnx
 from jobs.context import Context
 from jobs.data import Dataset
-from jobs.measure.session import predict
+from jobs.layout import ParallelLayout
+from jobs.measure.session import largest_difference
 from jobs.models.build import load_model, save_model
 from jobs.requests import PruneRequest, QuantizeRequest, Recipe
 from jobs.spec.compress import Prune
@@ -39,8 +38,7 @@ def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
     for index in range(first, len(ratios)):
         module = prune_structured(
             module,
-            info.input_shape,
-            outputs=info.outputs,
+            info.signature,
             ratio=ratios[index],
             round_to=section.round_to,
             global_pruning=section.global_pruning,
@@ -84,7 +82,10 @@ def _collect(result: FitResult, index: int, history: list[dict[str, Any]], secon
 
 
 def recovery(recipe: Recipe, section: Prune) -> Recipe:
-    """The training recipe with the recovery's own epochs and rate."""
+    """The training recipe with the recovery's own epochs and rate, its workers all data-parallel.
+
+    A pruned model is small, and its widths need not divide as the dense one's did.
+    """
     train = recipe.train
     rate = section.recover.lr or train.optimizer.lr
     changes = {
@@ -92,7 +93,10 @@ def recovery(recipe: Recipe, section: Prune) -> Recipe:
         "steps": None,
         "optimizer": train.optimizer.model_copy(update={"lr": rate}),
     }
-    return replace(recipe, train=train.model_copy(update=changes))
+    layout = recipe.layout
+    parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
+    micro_batch = recipe.micro_batch if parallel == layout else None
+    return replace(recipe, train=train.model_copy(update=changes), layout=parallel, micro_batch=micro_batch)
 
 
 def quantize(context: Context, request: QuantizeRequest) -> dict[str, Any] | None:
@@ -106,5 +110,4 @@ def quantize(context: Context, request: QuantizeRequest) -> dict[str, Any] | Non
     samples = dataset.encoded("train", dataset.calibration_ids, dataset.encoding(request.normalize))
     target = request.folder / "model.onnx"
     done = quantize_onnx(request.source, target, request.scheme, samples)
-    difference = np.abs(predict(target, samples) - predict(request.source, samples))
-    return {**done, "parity": float(difference.max())}
+    return {**done, "parity": largest_difference(target, request.source, samples)}

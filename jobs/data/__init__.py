@@ -5,7 +5,7 @@ Nothing here imports torch until the first batch is asked for.
 
 from jobs.data.batches import TrainingBatches
 from jobs.data.dataset import Dataset
-from jobs.data.encoding import Encoding
+from jobs.data.encodings import Encoding, TextEncoding
 from jobs.data.identity import fingerprint
 from jobs.data.inspection import inspect
 from jobs.data.order import GlobalOrder
@@ -16,6 +16,7 @@ __all__ = [
     "Dataset",
     "Encoding",
     "GlobalOrder",
+    "TextEncoding",
     "TrainingBatches",
     "fingerprint",
     "inspect",

@@ -7,7 +7,7 @@ import numpy as np
 from jobs.data.dataset import Dataset
 from jobs.data.inspection import check_augmentation
 from jobs.data.order import GlobalOrder, Ids
-from jobs.data.raw import Array, Columns
+from jobs.data.raw import Array
 from jobs.spec.data import Data
 
 if TYPE_CHECKING:
@@ -37,26 +37,33 @@ class TrainingBatches:
     ) -> "tuple[torch.Tensor, torch.Tensor, Ids]":
         """Part `part` of `parts` of a data rank's contiguous share of global batch `step`.
 
-        Returns x float32 (samples, *input_shape); y int64 labels or float32 values (samples,); ids int64 (samples,).
+        Returns x float32 or int64 (samples, *input_shape); y int64 labels or float32 values (samples,), or of a
+        language model the next tokens, int64 (samples, steps); ids int64 (samples,).
         """
         import torch
 
-        size = self.order.batch_size
-        first, last = _bounds(0, size, data_rank, data_degree)
-        first, last = _bounds(first, last, part, parts)
-        ids, epochs = self.order.slice(step * size + first, step * size + last)
+        ids, epochs = self._places(step, data_rank, data_degree, part, parts)
         raw = self._dataset.raw("train", ids)
-        if self._steps and not isinstance(raw, Columns):
+        if self._steps and isinstance(raw, np.ndarray):
             from jobs.data.augment import augment
 
             raw = augment(raw, self._steps, seed=self._seed, epochs=epochs, ids=ids)
         x = torch.from_numpy(self.encoding.encode(raw))
-        return x, torch.from_numpy(self._dataset.targets("train")[ids]), ids
+        return x, torch.from_numpy(self._dataset.targets("train", ids)), ids
+
+    def ids(self, step: int, data_rank: int = 0, data_degree: int = 1, part: int = 0, parts: int = 1) -> Ids:
+        """The sample ids of what `share` gives, alone: (samples,)."""
+        return self._places(step, data_rank, data_degree, part, parts)[0]
+
+    def _places(self, step: int, data_rank: int, data_degree: int, part: int, parts: int) -> tuple[Ids, Ids]:
+        size = self.order.batch_size
+        first, last = _bounds(0, size, data_rank, data_degree)
+        first, last = _bounds(first, last, part, parts)
+        return self.order.slice(step * size + first, step * size + last)
 
     def targets(self, step: int) -> Array:
-        """Labels or values of the whole global batch: (batch_size,)."""
-        ids, _ = self.order.batch(step)
-        return np.take(self._dataset.targets("train"), ids)
+        """Labels, values or next tokens of the whole global batch: (batch_size,) or (batch_size, steps)."""
+        return self._dataset.targets("train", self.order.batch(step)[0])
 
 
 def _bounds(first: int, last: int, index: int, count: int) -> tuple[int, int]:

@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.data.arrow import open_arrays
-from jobs.data.encoding import Encoded, Encoding, make_encoding
+from jobs.data.encodings import Encoded, Encoding, make_encoding
 from jobs.data.manifest import Manifest, check_contents, file_name, read_manifest
 from jobs.data.order import Ids
-from jobs.data.raw import Array, Columns, Raw, take
+from jobs.data.raw import Array, Raw, take
 from jobs.data.split import SPLITS
-from jobs.data.statistics import ImageStatistics
+from jobs.data.stored import Form, form_of, from_arrays
+from jobs.data.text.samples import next_codes
 from jobs.errors import DataError
 from jobs.records import DatasetInfo
 
@@ -21,6 +22,7 @@ from jobs.records import DatasetInfo
 class _Samples:
     x: Raw
     y: Array
+    """int64 labels, float32 values, or of a language model's chunks the code that follows each."""
 
 
 class Dataset:
@@ -55,7 +57,7 @@ class Dataset:
 
     @property
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """Training samples of each class, in label order; empty for regression."""
+        """Training samples of each class, in label order; empty where there are no classes."""
         return np.array(self._manifest.class_counts, np.int64)
 
     @property
@@ -66,20 +68,32 @@ class Dataset:
     def num_samples(self, split: str) -> int:
         return len(self._samples[split].y)
 
-    def targets(self, split: str) -> Array:
-        """int64 labels, or float32 values: (samples,), read-only."""
-        return self._samples[split].y
+    def targets(self, split: str, ids: Array | None = None) -> Array:
+        """int64 labels or float32 values, (samples,); of a language model the next tokens, int64 (samples, steps).
+
+        Args:
+            ids: of which samples; by default all, and then labels and values are the read-only memory map.
+        """
+        samples = self._samples[split]
+        y = samples.y if ids is None else samples.y.take(ids)
+        if not self.info.per_step:
+            return y
+        x = samples.x if ids is None else take(samples.x, ids)
+        assert isinstance(x, np.ndarray)
+        return next_codes(x, y)
 
     def encoding(self, normalize: str) -> Encoding:
         """How raw samples become model input under `data.normalize`, from the training split's statistics."""
         return make_encoding(self._manifest.statistics, normalize)
 
     def raw(self, split: str, ids: Array) -> Raw:
-        """The samples with these ids: (ids, channels, height, width) pixels, or Columns."""
+        """The samples with these ids: pixels (ids, channels, height, width), codes of tokens (ids, steps), Columns, or
+        Sequences.
+        """
         return take(self._samples[split].x, ids)
 
     def encoded(self, split: str, ids: Array, encoding: Encoding) -> Encoded:
-        """float32 (ids, *input_shape), without augmentation."""
+        """float32 or int64 (ids, *input_shape), without augmentation."""
         return encoding.encode(self.raw(split, ids))
 
 
@@ -95,23 +109,10 @@ def _open_split(folder: Path, split: str, manifest: Manifest) -> _Samples:
     classes = len(manifest.info.classes)
     if classes and not (y.min() >= 0 and y.max() < classes):
         raise DataError.at("", f"{path} is damaged: labels outside of 0 to {classes - 1}")
-    if isinstance(manifest.statistics, ImageStatistics):
-        return _Samples(arrays["x"].reshape(num_samples, *manifest.statistics.shape), y)
-    columns = Columns(
-        arrays.get("numeric", np.zeros((num_samples, 0), np.float32)),
-        arrays.get("categorical", np.zeros((num_samples, 0), np.int32)),
-    )
-    return _Samples(columns, y)
+    return _Samples(from_arrays(manifest.statistics, arrays, num_samples), y)
 
 
-def _expected_arrays(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _expected_arrays(manifest: Manifest) -> Form:
     """Type and shape of a sample in each array of a split's file."""
-    expected: dict[str, tuple[str, tuple[int, ...]]] = {"y": ("int64" if manifest.info.classes else "float32", ())}
-    statistics = manifest.statistics
-    if isinstance(statistics, ImageStatistics):
-        return {**expected, "x": (statistics.dtype, (int(np.prod(statistics.shape)),))}
-    if statistics.numeric:
-        expected["numeric"] = ("float32", (len(statistics.numeric),))
-    if statistics.categorical:
-        expected["categorical"] = ("int32", (len(statistics.categorical),))
-    return expected
+    targets = {"classification": "int64", "regression": "float32", "language_model": "int32"}
+    return {"y": (targets[manifest.info.task], ()), **form_of(manifest.statistics)}

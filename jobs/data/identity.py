@@ -22,8 +22,8 @@ _SETTLED_S = 2.0
 def fingerprint(data: Data, loss: str, cache: Path | None = None) -> str:
     """The SHA-256 (hex) of the files' contents and of all that decides what prepare makes of them.
 
-    Where the source lies, how it is normalized and how it is augmented make no difference. The loss does: it
-    decides whether targets become labels or values.
+    Where the source and its tokenizer lie, how the samples are normalized and augmented make no difference. The loss
+    does: it decides whether targets become labels or values.
 
     Args:
         cache: a folder that keeps the digests of large files, by path, size and time of change.
@@ -42,9 +42,10 @@ def fingerprint(data: Data, loss: str, cache: Path | None = None) -> str:
     return digest_json(
         {
             "schema_version": SCHEMA_VERSION,
-            "source": data.source.model_dump(mode="json", exclude={"path"}),
+            "source": data.source.model_dump(mode="json", exclude={"path": True, "tokenizer": {"file"}}),
             "files": digests,
             "target": data.target,
+            "categories": data.categories,
             "split": data.split.model_dump(mode="json"),
             "loss": loss,
         }

@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from jobs.data.split import SPLITS
-from jobs.data.statistics import ImageStatistics, TableStatistics
+from jobs.data.statistics import Statistics
 from jobs.errors import DataError
 from jobs.hashing import digest_file
 from jobs.records import DatasetInfo, FileRecord
 from jobs.section import Record
 from jobs.storage import read_json, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Counts changes to what a prepared folder holds, or to how it is made from the same source."""
 _NAME = "dataset.json"
 
@@ -23,9 +22,9 @@ class Manifest(Record):
     schema_version: int
     fingerprint: str
     info: DatasetInfo
-    statistics: Annotated[ImageStatistics | TableStatistics, Field(discriminator="kind")]
+    statistics: Statistics
     class_counts: tuple[int, ...]
-    """Of the training split, in label order; empty for regression."""
+    """Of the training split, in label order; empty where there are no classes."""
     calibration_ids: tuple[int, ...]
     files: tuple[FileRecord, ...]
 

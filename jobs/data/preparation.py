@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.data.arrow import write_arrays
-from jobs.data.assembly import Assembly, assemble
+from jobs.data.assembly import Assembly, forget, read
 from jobs.data.identity import fingerprint
 from jobs.data.manifest import (
     SCHEMA_VERSION,
@@ -22,9 +22,8 @@ from jobs.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from jobs.data.raw import Array, Columns
-from jobs.data.sources import open_source
 from jobs.data.split import SPLITS
+from jobs.data.stored import to_arrays
 from jobs.errors import DataError, StorageError
 from jobs.records import DatasetInfo
 from jobs.spec.data import Data
@@ -49,10 +48,11 @@ def prepare(data: Data, loss: str, folder: Path) -> DatasetInfo:
                 return ready
             _remove_remains(folder)
             identity = fingerprint(data, loss)
-            assembly = assemble(data, loss, open_source(data).read())
+            assembly = read(data, loss)
             if fingerprint(data, loss) != identity:
                 raise DataError.at("data.source", "the source changed while it was read")
             _publish(assembly, identity, folder)
+            forget()  # from here on it is read from the folder
             return assembly.info
 
 
@@ -72,7 +72,7 @@ def _publish(assembly: Assembly, identity: str, folder: Path) -> None:
         temporary.chmod(0o755)
         for split in SPLITS:
             path = temporary / file_name(split)
-            write_arrays(path, _arrays(assembly, split))
+            write_arrays(path, {**to_arrays(assembly.raw[split]), "y": assembly.targets[split]})
             fsync(path)
         write_manifest(temporary, _manifest(assembly, identity, temporary))
         fsync(temporary)
@@ -81,14 +81,6 @@ def _publish(assembly: Assembly, identity: str, folder: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _arrays(assembly: Assembly, split: str) -> dict[str, Array]:
-    raw, targets = assembly.raw[split], assembly.targets[split]
-    if not isinstance(raw, Columns):
-        return {"x": raw, "y": targets}
-    columns = {"numeric": raw.numeric, "categorical": raw.categorical, "y": targets}
-    return {name: array for name, array in columns.items() if array.ndim == 1 or array.shape[1] > 0}
 
 
 def _manifest(assembly: Assembly, identity: str, folder: Path) -> Manifest:

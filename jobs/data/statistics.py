@@ -1,13 +1,15 @@
 """What is known of the training split: the facts every encoding is made from."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from jobs.data.raw import Array, Columns
+from jobs.data.raw import Array, Columns, Sequences, present
 from jobs.section import Record
 
+MAX_BINS = 32
 _CHUNK_SAMPLES = 4096
 
 
@@ -47,6 +49,60 @@ class TableStatistics(Record):
     delimiter: str = ","
     missing: tuple[str, ...] = ()
     """What stands for a missing value in a CSV file."""
+    columns: tuple[str, ...] = ()
+    """Of a CSV file without a header line."""
+
+
+class BinnedColumn(Record):
+    name: str
+    edges: tuple[float, ...]
+    """Where quantile bins begin, the first bin apart: ascending values of the training split."""
+
+
+class CodesStatistics(Record):
+    """Of a table whose columns become codes."""
+
+    kind: Literal["codes"] = "codes"
+    numeric: tuple[BinnedColumn, ...]
+    categorical: tuple[CategoricalColumn, ...]
+    delimiter: str = ","
+    missing: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+
+
+class SequenceStatistics(Record):
+    kind: Literal["sequence"] = "sequence"
+    steps: int
+    """That the longest sample may have."""
+    features: tuple[NumericColumn, ...]
+    """Over the steps that are there."""
+
+
+class TokensStatistics(Record):
+    kind: Literal["tokens"] = "tokens"
+    steps: int
+    vocabulary: int
+    """Number of codes, 0 included."""
+
+
+class TextStatistics(Record):
+    """The tokenizer, which is all that is learnt of text; see TextEncoding."""
+
+    kind: Literal["text"] = "text"
+    steps: int
+    vocabulary: int
+    tokenizer: dict[str, Any]
+    shift: Literal[0, 1]
+    separator: int | None
+    column: str
+    truncate: bool
+    prompts: bool
+
+
+Statistics = Annotated[
+    ImageStatistics | TableStatistics | CodesStatistics | SequenceStatistics | TokensStatistics | TextStatistics,
+    Field(discriminator="kind"),
+]
 
 
 def describe_images(pixels: Array, max_value: float | None, resize: bool) -> ImageStatistics:
@@ -99,6 +155,26 @@ def describe_column(name: str, values: npt.NDArray[np.float32]) -> NumericColumn
         max=float(present.max()),
         num_missing=len(values) - len(present),
     )
+
+
+def bin_column(name: str, values: npt.NDArray[np.float32]) -> BinnedColumn:
+    """Up to 32 bins that hold equally many of the values that are there; at least one must be.
+
+    An edge is itself a value (the inverse of the empirical distribution), so that a column of few different values
+    has a bin for each of those that are not rare.
+    """
+    there = values[~np.isnan(values)]
+    shares = np.arange(1, MAX_BINS) / MAX_BINS
+    edges = np.unique(np.quantile(there, shares, method="inverted_cdf"))
+    return BinnedColumn(name=name, edges=tuple(edges[edges > there.min()].astype(float).tolist()))
+
+
+def describe_sequences(sequences: Sequences) -> SequenceStatistics:
+    """Statistics of each feature over the steps that are there."""
+    _, steps, width = sequences.values.shape
+    there = present(sequences.lengths, steps)
+    features = (describe_column(str(position), sequences.values[..., position][there]) for position in range(width))
+    return SequenceStatistics(steps=steps, features=tuple(features))
 
 
 def restrict_categories(

@@ -3,15 +3,19 @@
 from jobs.measure.artifacts import measure
 from jobs.measure.latency import latencies
 from jobs.measure.metrics import details, evaluate, interval, paired_delta
-from jobs.measure.session import load_proto, open_session, predict
+from jobs.measure.outputs import IGNORED, condense
+from jobs.measure.session import largest_difference, load_proto, open_session, predict, predict_condensed
 from jobs.measure.size import compressed_bytes, count_params, macs
 
 __all__ = [
+    "IGNORED",
     "compressed_bytes",
+    "condense",
     "count_params",
     "details",
     "evaluate",
     "interval",
+    "largest_difference",
     "latencies",
     "load_proto",
     "macs",
@@ -19,4 +23,5 @@ __all__ = [
     "open_session",
     "paired_delta",
     "predict",
+    "predict_condensed",
 ]

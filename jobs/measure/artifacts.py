@@ -7,7 +7,7 @@ import numpy as np
 from jobs.errors import ArtifactError
 from jobs.measure.latency import latencies
 from jobs.measure.metrics import details, interval, paired_delta
-from jobs.measure.session import predict
+from jobs.measure.session import predict_condensed
 from jobs.measure.size import compressed_bytes, count_params
 from jobs.records import Measurement
 
@@ -31,11 +31,11 @@ def measure(
     Args:
         files: by artifact name.
         dense: the name of the parent that the others are compared with, sample by sample.
-        x: encoded samples (n, *input_shape), float32.
-        targets: (n,).
+        x: encoded samples (n, *input_shape), float32 or int64; the first ones are what latency is measured on.
+        targets: (n,); of a language model (n, steps).
         metric: see `evaluate`.
         split: where the samples are from.
-        classes: names in label order; empty for regression.
+        classes: names in label order; empty for regression and language models.
         parity: by name, the largest difference to the outputs of the model that the file was made from.
         macs: by name, for one sample; see `macs`.
         num_threads: threads within an operator.
@@ -44,11 +44,11 @@ def measure(
     Raises:
         ArtifactError: a file is damaged, or gives outputs that are not finite.
     """
-    outputs = {name: predict(path, x, num_threads=num_threads) for name, path in files.items()}
+    outputs = {name: predict_condensed(path, x, targets, num_threads=num_threads) for name, path in files.items()}
     for name, values in outputs.items():
         if bad := int((~np.isfinite(values)).any(axis=1).sum()):
             raise ArtifactError(f"{files[name]}: the outputs of {bad} of {len(x)} samples are not finite")
-    latency_ms = latencies(files, x.shape[1:], num_threads=num_threads, seconds_per_file=latency_s)
+    latency_ms = latencies(files, x, num_threads=num_threads, seconds_per_file=latency_s)
     measurements = {}
     for name, path in files.items():
         params, nonzero_params = count_params(path)

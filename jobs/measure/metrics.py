@@ -1,11 +1,12 @@
-"""Metrics of a model's raw outputs, with their uncertainty.
+"""Metrics of a model's outputs, with their uncertainty.
 
 Outputs are what the model gives: logits (n, classes) under cross_entropy, one logit (n, 1) under bce, values (n, 1)
-for regression. Targets are (n,): labels, or values. All intervals are at 95 %.
+for regression. Targets are (n,): labels, or values. Of a language model, outputs are the three columns (n, 3) that
+`condense` leaves of its logits, and targets are (n, steps). All intervals are at 95 %.
 """
 
 from collections.abc import Iterator
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy as np
 from jobs.errors import DataError
 from jobs.measure.statistics import predicted_classes, statistic
 from jobs.records import Delta, Interval
+from jobs.spec.job import HIGHER_IS_BETTER
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "f1_macro", "roc_auc"})
 _NUM_RESAMPLES = 1000
 # An area under the curve costs as much for every class as another metric does for all of them.
 _NUM_RESAMPLES_ROC_AUC = 200
@@ -29,6 +30,7 @@ def evaluate(name: str, outputs: np.ndarray, targets: np.ndarray) -> float:
     - roc_auc: area under the ROC curve; one class against the rest, mean over the classes that occur.
     - log_loss: mean negative log-likelihood, in nats.
     - rmse, mae: in the units of the target.
+    - of a language model: accuracy and log_loss of its tokens, and perplexity, which is e to the log_loss.
 
     NaN where an output is not finite.
 
@@ -47,7 +49,9 @@ def interval(name: str, outputs: np.ndarray, targets: np.ndarray, *, split: str,
     """A metric with its 95 % interval.
 
     Accuracy: Wilson's score interval (Wilson 1927). Others: percentile bootstrap (Efron & Tibshirani 1993) with 1000
-    resamples, 200 for roc_auc. The same seed gives the same interval.
+    resamples, 200 for roc_auc. The same seed gives the same interval. What is resampled, for language models too, are
+    whole samples, since the tokens of one text depend on each other (a cluster bootstrap: Davison & Hinkley 1997);
+    `n` is their number.
 
     Args:
         name: of the metric; see `evaluate`, also for the shapes.
@@ -58,7 +62,7 @@ def interval(name: str, outputs: np.ndarray, targets: np.ndarray, *, split: str,
     """
     value = evaluate(name, outputs, targets)
     num_samples = len(targets)
-    if name == "accuracy":
+    if name == "accuracy" and targets.ndim == 1:
         ci95 = _wilson(value, num_samples)
     else:
         replicate = statistic(name, outputs, targets)
@@ -75,11 +79,12 @@ def paired_delta(
     the interval is far narrower than the difference of two.
 
     Accuracy: the adjusted Wald interval for matched pairs (Agresti & Min 2005), which, unlike the bootstrap, does not
-    shrink to nothing where two models happen to agree on every sample. Others: paired bootstrap, as in `interval`.
+    shrink to nothing where two models happen to agree on every sample. Others, and all metrics of language models:
+    paired bootstrap, as in `interval`.
     """
     sign = 1.0 if name in HIGHER_IS_BETTER else -1.0
     value = evaluate(name, outputs, targets) - evaluate(name, parent_outputs, targets)
-    if name == "accuracy":
+    if name == "accuracy" and targets.ndim == 1:
         return Delta(value=value, ci95=_matched_pairs(outputs, parent_outputs, targets))
     child, parent = statistic(name, outputs, targets), statistic(name, parent_outputs, targets)
     replicates = [sign * (child(w) - parent(w)) for w in _resamples(name, len(targets), seed)]
@@ -91,8 +96,17 @@ def details(outputs: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]) 
 
     With classes: `classes` (names), `precision`, `recall`, `f1` and `support` (a figure a class, in label order), and
     `confusion` (rows: true class, columns: predicted). Without: `rmse`, `mae`,
-    `r2` (None where the targets are all alike).
+    `r2` (None where the targets are all alike). Of a language model: `perplexity`, `accuracy`, `bits_per_token`,
+    `tokens` (that count) and `samples`.
     """
+    if targets.ndim == 2:
+        return {
+            "perplexity": evaluate("perplexity", outputs, targets),
+            "accuracy": evaluate("accuracy", outputs, targets),
+            "bits_per_token": evaluate("log_loss", outputs, targets) / log(2.0),
+            "tokens": int(outputs[:, 2].sum(dtype=np.float64)),
+            "samples": len(targets),
+        }
     if not classes:
         targets = targets.astype(np.float64)
         spread = float(((targets - targets.mean()) ** 2).mean())

@@ -1,14 +1,22 @@
 """ONNX Runtime sessions: the runtime that serves a model is the one that measures it."""
 
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jobs.errors import ArtifactError
+from jobs.measure.outputs import condense
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_BATCH = 256
+_BATCH_BYTES = 64 << 20
+"""Outputs that a batch may have: the logits of a language model are a thousand times its input."""
+_INPUT_TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
 def open_session(path: Path, num_threads: int = 1) -> "onnxruntime.InferenceSession":
@@ -45,22 +53,67 @@ def load_proto(path: Path) -> Any:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from error
 
 
-def predict(path: Path, x: np.ndarray, batch_size: int = 256, num_threads: int = 1) -> np.ndarray:
-    """The outputs (n, …) of a model file for encoded samples `x` (n, *input_shape), float32.
+def predict(path: Path, x: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1) -> np.ndarray:
+    """The outputs (n, …) of a model file for encoded samples `x` (n, *input_shape), float32 or int64.
+
+    Those of a language model are too many for more than a few samples: see `predict_condensed`.
 
     Raises:
-        ArtifactError: the file is damaged, or takes samples of another shape.
+        ArtifactError: the file is damaged, or takes samples of another shape or type.
     """
+    return np.concatenate(list(predictions(path, x, batch_size, num_threads)))
+
+
+def predict_condensed(
+    path: Path, x: np.ndarray, targets: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1
+) -> np.ndarray:
+    """What the metrics need of the outputs, (n, …), condensed batch by batch: see `condense`; errors as `predict`."""
+    kept, first = [], 0
+    for outputs in predictions(path, x, batch_size, num_threads):
+        kept.append(condense(outputs, targets[first : first + len(outputs)]))
+        first += len(outputs)
+    return np.concatenate(kept)
+
+
+def largest_difference(path: Path, other: Path, x: np.ndarray, num_threads: int = 1) -> float:
+    """By how much the outputs of two model files differ at most on samples `x`; errors as `predict`."""
+    both = (predictions(file, x, num_threads=num_threads) for file in (path, other))
+    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(*both, strict=True))
+
+
+def predictions(path: Path, x: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1) -> Iterator[np.ndarray]:
+    """The outputs of `predict` batch by batch; batches are smaller where the outputs are large: see `batch_within`."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     session = open_session(path, num_threads)
-    name = session.get_inputs()[0].name
-    samples = np.ascontiguousarray(x, dtype=np.float32)
-    outputs = []
-    try:
-        # An empty `x` runs once, so that the result still has the right number of columns.
-        for first in range(0, max(len(samples), 1), batch_size):
-            outputs.append(session.run(None, {name: samples[first : first + batch_size]})[0])
-    except (state.Fail, state.InvalidArgument, state.RuntimeException) as error:
-        raise ArtifactError(f"{path} does not take samples of shape {x.shape[1:]}: {error}") from error
-    return np.concatenate(outputs)
+    name, dtype = session.get_inputs()[0].name, _input_type(session, path)
+    if dtype == np.int64 and x.dtype.kind not in "iu":
+        raise ArtifactError(f"{path} takes integers, and does not take samples of {x.dtype}")
+    size = batch_within(session, x, batch_size)
+    # An empty `x` runs once, so that the result still has the right number of columns.
+    for first in range(0, max(len(x), 1), size):
+        samples = np.ascontiguousarray(x[first : first + size], dtype=dtype)
+        try:
+            outputs = session.run(None, {name: samples})[0]
+        except (state.Fail, state.InvalidArgument, state.RuntimeException) as error:
+            raise ArtifactError(f"{path} does not take samples of shape {x.shape[1:]}: {error}") from error
+        yield outputs
+
+
+def _input_type(session: "onnxruntime.InferenceSession", path: Path) -> type[np.generic]:
+    source = session.get_inputs()[0]
+    if source.type not in _INPUT_TYPES:
+        raise ArtifactError(f"{path} takes {source.type}, which no encoded samples are")
+    return _INPUT_TYPES[source.type]
+
+
+def batch_within(session: "onnxruntime.InferenceSession", x: np.ndarray, batch_size: int) -> int:
+    """How many of the samples `x` to run at once: `batch_size`, or as many as give outputs of 64 MiB; at least one."""
+    return max(1, min(batch_size, _BATCH_BYTES // max(1, output_bytes(session, x))))
+
+
+def output_bytes(session: "onnxruntime.InferenceSession", x: np.ndarray) -> int:
+    """Bytes of the outputs for one of the samples `x`."""
+    shape = session.get_outputs()[0].shape[1:]
+    # A free dimension beside the batch is that of the steps.
+    return np.float32().itemsize * prod(dim if isinstance(dim, int) else x.shape[1] for dim in shape)

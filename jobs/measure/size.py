@@ -21,8 +21,17 @@ _QUANTIZATION_INPUTS = {
     "ConvInteger": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
-_ZERO_POINTS = {"DequantizeLinear": (0, 2), "MatMulInteger": (1, 3), "ConvInteger": (1, 3)}
-"""By operator: the input with the values, the input with their zero point."""
+_ZERO_POINTS = {
+    "DequantizeLinear": ((0, 2),),
+    "MatMulInteger": ((0, 2), (1, 3)),
+    "ConvInteger": ((0, 2), (1, 3)),
+    "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
+}
+"""By operator: inputs with values, and the input with the zero point of each."""
+_MOVES = frozenset({"Gather", "Reshape", "Transpose"})
+"""What only moves values, so that the zero point of its output is that of its first input."""
+_TAKES_SINGLE_WEIGHTS = frozenset({"Add", "Conv", "ConvTranspose", "DequantizeLinear", "Gemm", "MatMul", "PRelu"})
+"""Where a tensor of one value may be a weight: the bias of a single output. Elsewhere it is a constant."""
 
 
 def compressed_bytes(path: Path) -> int:
@@ -37,19 +46,25 @@ def compressed_bytes(path: Path) -> int:
 def count_params(path: Path) -> tuple[int, int]:
     """How many weights an ONNX file holds, and how many of them are not zero.
 
-    Floating-point tensors count, and the integers of quantized ones, zero where they equal their zero point. Scales,
-    zero points, shapes and single constants do not count. Raises ArtifactError for a damaged file.
+    Floating-point tensors count, tables of embeddings too, and the integers of quantized ones, zero where they equal
+    their zero point. A tensor that is used in several places is held, and counts, once. Scales, zero points, shapes,
+    indices and single constants do not count. Raises ArtifactError for a damaged file.
     """
     graph = load_proto(path).graph
     tensors = {tensor.name: _to_array(tensor) for tensor in graph.initializer}
-    excluded: set[str] = set()
+    excluded = {name for name, tensor in tensors.items() if tensor.size == 1} - {
+        name for node in graph.node if node.op_type in _TAKES_SINGLE_WEIGHTS for name in node.input
+    }
+    moved: dict[str, str] = {}
     zero_points: dict[str, tuple[np.ndarray, int]] = {}
     for node in graph.node:
         inputs = list(node.input)
         excluded.update(inputs[i] for i in _QUANTIZATION_INPUTS.get(node.op_type, ()) if i < len(inputs))
-        values, zero = _ZERO_POINTS.get(node.op_type, (0, len(inputs)))
-        if zero < len(inputs) and inputs[zero] in tensors:
-            zero_points[inputs[values]] = tensors[inputs[zero]], _channel_axis(node)
+        if node.op_type in _MOVES:
+            moved[node.output[0]] = moved.get(inputs[0], inputs[0])
+        for values, zero in _ZERO_POINTS.get(node.op_type, ()):
+            if zero < len(inputs) and inputs[zero] in tensors:
+                zero_points[moved.get(inputs[values], inputs[values])] = tensors[inputs[zero]], _channel_axis(node)
     # The scale of a dynamically quantized weight is multiplied in: only its name tells it from a weight.
     excluded.update(f"{name.removesuffix('_quantized')}_scale" for name in tensors if name.endswith("_quantized"))
     params = nonzero = 0
@@ -63,10 +78,15 @@ def count_params(path: Path) -> tuple[int, int]:
     return params, nonzero
 
 
-def macs(path: Path) -> int:
+def macs(path: Path, x: np.ndarray) -> int:
     """Multiply-accumulate operations of a float ONNX file for one sample: convolutions, matrix products, recurrence.
 
-    The shapes are those of a run of the model, which no shape inference knows as well.
+    The shapes are those of a run of the model, which no shape inference knows as well. Padding is computed with, and
+    counts; looking up an embedding multiplies nothing.
+
+    Args:
+        path: a float file.
+        x: an encoded sample, (1, *input_shape).
 
     Raises:
         ArtifactError: the file is damaged, or cannot be opened here.
@@ -75,12 +95,12 @@ def macs(path: Path) -> int:
     nodes = [node for node in model.graph.node if node.op_type in _COUNTED]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     wanted = dict.fromkeys(name for node in nodes for name in (*node.input[:3], node.output[0]) if name not in shapes)
-    shapes |= _shapes_of_one_sample(path, model, list(wanted))
+    shapes |= _shapes_in_a_run(path, model, list(wanted), x)
     return sum(_macs(node, shapes) for node in nodes)
 
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-_COUNTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}) | _RECURRENT
+_COUNTED = frozenset({"Attention", "Conv", "ConvTranspose", "Gemm", "MatMul"}) | _RECURRENT
 
 
 def _macs(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -88,6 +108,9 @@ def _macs(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     if node.op_type in _RECURRENT:
         # (steps, batch, features) times the weights of the input and of the state, both of all gates.
         return prod(first[:2]) * (prod(second) + prod(shapes[node.input[2]]))
+    if node.op_type == "Attention":
+        # Queries and keys (batch, heads, steps, width) or (batch, steps, heads · width): every query with every key.
+        return (prod(first) + prod(output)) * second[-2]
     if node.op_type == "Conv":
         return prod(output) * prod(second[1:])
     if node.op_type == "ConvTranspose":
@@ -96,21 +119,19 @@ def _macs(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     return prod(output) * (first[0] if transposed else first[-1])
 
 
-def _shapes_of_one_sample(path: Path, model: Any, names: list[str]) -> dict[str, tuple[int, ...]]:
+def _shapes_in_a_run(path: Path, model: Any, names: list[str], x: np.ndarray) -> dict[str, tuple[int, ...]]:
     import onnx
 
     known = {value.name for value in (*model.graph.input, *model.graph.output)}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    source = model.graph.input[0]
-    sample_shape = [dim.dim_value for dim in source.type.tensor_type.shape.dim][1:]
-    sample = np.zeros((1, *sample_shape), dtype=np.float32)
+    source = model.graph.input[0].name
     with tempfile.TemporaryDirectory() as folder:
         instrumented = Path(folder) / path.name
         instrumented.write_bytes(model.SerializeToString())
         session = open_session(instrumented)
         outputs = [value.name for value in session.get_outputs()]
-        values = session.run(outputs, {source.name: sample})
-    return {source.name: sample.shape, **{name: v.shape for name, v in zip(outputs, values, strict=True)}}
+        values = session.run(outputs, {source: x})
+    return {source: x.shape, **{name: v.shape for name, v in zip(outputs, values, strict=True)}}
 
 
 def _channel_axis(node: Any) -> int:
@@ -125,6 +146,8 @@ def _aligned(zero_point: tuple[np.ndarray, int] | None, tensor: np.ndarray) -> n
     if zero_point is None:
         return 0
     values, axis = zero_point
+    if not values.any():
+        return 0
     if values.size == 1:
         return values.reshape(())
     shape = [1] * tensor.ndim

@@ -4,17 +4,28 @@ All ones give the metric itself; counts of a resample give a bootstrap replicate
 sorting scores again.
 """
 
+import sys
 from collections.abc import Callable
+from math import exp, log
 
 import numpy as np
 
 Statistic = Callable[[np.ndarray], float]
+_MAX_EXPONENT = log(sys.float_info.max)
 
 
 def statistic(name: str, outputs: np.ndarray, targets: np.ndarray) -> Statistic:
-    """The metric as a function of sample weights (n,). Not finite where the weights leave it undefined."""
-    if outputs.ndim != 2 or targets.shape != (len(outputs),) or len(targets) == 0:
+    """The metric as a function of sample weights (n,). Not finite where the weights leave it undefined.
+
+    Args:
+        name: of the metric; see `jobs.measure.metrics.evaluate`.
+        outputs: condensed (see `condense`): (n, outputs), of language models (n, 3).
+        targets: (n,), of language models (n, steps).
+    """
+    if outputs.ndim != 2 or len(targets) != len(outputs) or len(targets) == 0 or targets.ndim > 2:
         raise ValueError(f"outputs of shape {outputs.shape} do not go with targets of shape {targets.shape}")
+    if targets.ndim == 2:
+        return _of_tokens(name, *np.ascontiguousarray(outputs.T, dtype=np.float64))
     if name in ("rmse", "mae"):
         error = outputs[:, 0].astype(np.float64) - targets
         return _mean(np.abs(error)) if name == "mae" else _root_mean(error**2)
@@ -30,6 +41,18 @@ def statistic(name: str, outputs: np.ndarray, targets: np.ndarray) -> Statistic:
     raise ValueError(f"unknown metric {name!r}")
 
 
+def _of_tokens(name: str, losses: np.ndarray, hits: np.ndarray, tokens: np.ndarray) -> Statistic:
+    """Metrics of a language model: ratios of sums over samples, since samples differ in their number of tokens."""
+    if name == "accuracy":
+        return _ratio(hits, tokens)
+    loss = _ratio(losses, tokens)
+    if name == "log_loss":
+        return loss
+    if name == "perplexity":
+        return lambda weights: _exp(loss(weights))
+    raise ValueError(f"{name!r} is no metric of language models")
+
+
 def predicted_classes(outputs: np.ndarray) -> np.ndarray:
     """Labels (n,), int64, from logits (n, classes) or (n, 1)."""
     if outputs.shape[1] == 1:
@@ -39,6 +62,18 @@ def predicted_classes(outputs: np.ndarray) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> Statistic:
     return lambda weights: float(weights @ values / weights.sum())
+
+
+def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
+    def ratio(weights: np.ndarray) -> float:
+        total = float(weights @ denominators)
+        return float(weights @ numerators) / total if total > 0.0 else float("nan")
+
+    return ratio
+
+
+def _exp(exponent: float) -> float:
+    return float("inf") if exponent > _MAX_EXPONENT else exp(exponent)
 
 
 def _root_mean(values: np.ndarray) -> Statistic:

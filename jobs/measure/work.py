@@ -8,7 +8,7 @@ from jobs.context import Context
 from jobs.data import Dataset
 from jobs.measure.artifacts import measure as measure_files
 from jobs.measure.metrics import interval
-from jobs.measure.session import predict
+from jobs.measure.session import predict_condensed
 from jobs.measure.size import macs
 from jobs.requests import MeasureRequest, ScoreRequest
 
@@ -28,7 +28,7 @@ def measure(context: Context, request: MeasureRequest) -> dict[str, Any] | None:
         split=request.split,
         classes=dataset.info.classes,
         parity={c.name: c.parity for c in request.candidates},
-        macs={c.name: macs(c.float_file) for c in request.candidates},
+        macs={c.name: macs(c.float_file, x[:1]) for c in request.candidates},
         num_threads=1,
         latency_s=request.latency_s,
     )
@@ -42,7 +42,7 @@ def score(context: Context, request: ScoreRequest) -> dict[str, Any] | None:
     dataset = Dataset.open(request.dataset)
     x, targets = _split(dataset, request.split, request.normalize)
     return {
-        name: interval(request.metric, predict(path, x), targets, split=request.split).to_json()
+        name: interval(request.metric, predict_condensed(path, x, targets), targets, split=request.split).to_json()
         for name, path in request.files.items()
     }
 

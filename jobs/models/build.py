@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from jobs.errors import ArtifactError, SpecError
+from jobs.models import modules
+from jobs.models.huggingface import HuggingFaceModule, build_hugging_face
 from jobs.models.invariant import GroupedBatchNorm1d, GroupedBatchNorm2d, SampleDropout
 from jobs.models.layers import (
     Activation,
     BatchNorm,
+    Block,
     Conv,
     Dropout,
     Flatten,
@@ -26,11 +29,25 @@ from jobs.models.layers import (
     Linear,
     MaxPool,
     Residual,
-    Shape,
+    every_layer,
 )
 from jobs.models.registry import blocks_of
+from jobs.models.sequences import (
+    Attention,
+    CodeEmbedding,
+    Embedding,
+    Interactions,
+    LastStep,
+    LayerNorm,
+    Lstm,
+    MeanSteps,
+    Positions,
+    SequenceInput,
+    TokenInput,
+)
+from jobs.records import Signature
 from jobs.section import Record
-from jobs.spec.model import FactoryModel, Model, OwnModel
+from jobs.spec.model import FactoryModel, ForeignModel, HuggingFaceModel, Model, OwnModel
 from jobs.storage import atomic_path, read_json, write_json
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -41,43 +58,54 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(model: OwnModel | FactoryModel, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
-    """A freshly initialized module: (batch, *input_shape) float32 → (batch, outputs) logits or values.
+def build(model: OwnModel | ForeignModel, signature: Signature, seed: int) -> nn.Module:
+    """A freshly initialized module: (batch, *input_shape) → (batch, *output_shape) logits or values.
 
-    The initialization is a function of `seed` alone; the process's own random state is left as it was.
+    Our own families are an nn.Sequential of named blocks. The initialization is a function of `seed` alone; the
+    process's own random state is left as it was. Raises SpecError for a model that does not fit the data.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(model, FactoryModel):
-            return call_factory(model, input_shape, outputs)
-        numbers = itertools.count()  # tell the dropouts apart
-        blocks: OrderedDict[str, nn.Module] = OrderedDict(
-            (block.name, _sequence(block.layers, numbers)) for block in blocks_of(model, input_shape, outputs)
-        )
-        return nn.Sequential(blocks)
+        match model:
+            case FactoryModel():
+                return call_factory(model, signature)
+            case HuggingFaceModel():
+                return build_hugging_face(model.args, signature)
+            case _:
+                return _assemble(blocks_of(model, signature))
 
 
-class ResidualModule(nn.Module):
-    """body(x) + shortcut(x)."""
+def _assemble(blocks: tuple[Block, ...]) -> nn.Sequential:
+    numbers = itertools.count()  # tell the dropouts apart
+    over_steps = isinstance(blocks[0].layers[0], TokenInput | SequenceInput)
+    named: OrderedDict[str, nn.Module] = OrderedDict()
+    for block in blocks:
+        layers = [_module(layer, numbers, over_steps) for layer in block.layers]
+        last = block is blocks[-1]
+        named[block.name] = modules.SequenceBlock(*layers, last=last) if over_steps else nn.Sequential(*layers)
+    whole = nn.Sequential(named)
+    if any(isinstance(layer, Linear) and layer.tied for layer in every_layer(blocks[-1].layers)):
+        embedding = next(layer for layer in whole.modules() if isinstance(layer, nn.Embedding))
+        classifier = list(whole.modules())[-1]
+        classifier.weight = embedding.weight
+    return whole
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.body, self.shortcut = body, shortcut
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x) + self.shortcut(x)
-
-
-def _sequence(layers: tuple[Layer, ...], numbers: Iterator[int]) -> nn.Sequential:
-    return nn.Sequential(*(_module(layer, numbers) for layer in layers))
+def _module(layer: Layer, numbers: Iterator[int], over_steps: bool) -> nn.Module:
+    """The torch module of a layer; it has the layer's `split`, for layers that have one."""
+    module = _plain_module(layer, numbers, over_steps)
+    if hasattr(layer, "split"):
+        module.split = layer.split
+    return module
 
 
-def _module(layer: Layer, numbers: Iterator[int]) -> nn.Module:
+def _plain_module(layer: Layer, numbers: Iterator[int], over_steps: bool) -> nn.Module:
     match layer:
-        case Conv(inputs, outputs, kernel, bias, stride):
-            return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
-        case Linear(inputs, outputs, bias):
-            return nn.Linear(inputs, outputs, bias=bias)
+        case Conv():
+            kernel, padding = layer.kernel, layer.kernel // 2
+            return nn.Conv2d(layer.inputs, layer.outputs, kernel, stride=layer.stride, padding=padding, bias=layer.bias)
+        case Linear():
+            return _begin(nn.Linear(layer.inputs, layer.outputs, bias=layer.bias), layer.std)
         case BatchNorm(width, group, spatial):
             return GroupedBatchNorm2d(width, group) if spatial else GroupedBatchNorm1d(width, group)
         case Activation(name):
@@ -88,15 +116,52 @@ def _module(layer: Layer, numbers: Iterator[int]) -> nn.Module:
             return nn.GroupNorm(groups, width)
         case GlobalAveragePool():
             return nn.AdaptiveAvgPool2d(1)
-        case Residual(body, shortcut):
-            return ResidualModule(_sequence(body, numbers), _sequence(shortcut, numbers))
         case MaxPool():
             return nn.MaxPool2d(2)
         case Flatten():
             return nn.Flatten()
+        case Residual(body, shortcut):
+            arms = [nn.Sequential(*(_module(part, numbers, over_steps) for part in arm)) for arm in (body, shortcut)]
+            return modules.ResidualOverSteps(arms[0]) if over_steps else modules.Residual(*arms)
+        case TokenInput():
+            return modules.TokenInput()
+        case SequenceInput():
+            return modules.SequenceInput()
+        case Embedding(rows, width, std):
+            return _begin(nn.Embedding(rows, width), std)
+        case CodeEmbedding(tables):
+            return modules.CodeEmbedding(_module(table, numbers, over_steps) for table in tables)
+        case Interactions():
+            return modules.Interactions()
+        case Positions(length, width, std):
+            return _begin(modules.Positions(length, width), std)
+        case LayerNorm(width):
+            return nn.LayerNorm(width)
+        case Attention():
+            attention = modules.Attention(layer.width, layer.heads, layer.causal)
+            for part in (attention.query, attention.key, attention.value):
+                _begin(part, layer.std)
+            _begin(attention.output, layer.output_std)
+            return attention
+        case Lstm(inputs, hidden):
+            return modules.Lstm(inputs, hidden)
+        case MeanSteps():
+            return modules.MeanSteps()
+        case LastStep():
+            return modules.LastStep()
+    raise TypeError(f"no module is known for {layer}")
 
 
-def call_factory(model: FactoryModel, input_shape: Shape, outputs: int) -> nn.Module:
+def _begin(module: nn.Module, std: float | None) -> nn.Module:
+    """Weights from N(0, std²) and biases of 0; None leaves torch's own."""
+    if std is not None:
+        nn.init.normal_(module.weight, std=std)  # type: ignore[arg-type]
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    return module
+
+
+def call_factory(model: FactoryModel, signature: Signature) -> nn.Module:
     """Calls the user's `package.module:function`. Raises SpecError naming what went wrong."""
     module_name, _, function_name = model.name.partition(":")
     try:
@@ -112,7 +177,8 @@ def call_factory(model: FactoryModel, input_shape: Shape, outputs: int) -> nn.Mo
     if not callable(factory):
         raise SpecError.at("model.name", f"{module_name} has no function {function_name}", model.name)
     try:
-        built = factory(input_shape=input_shape, outputs=outputs, **model.args)
+        codes = {"num_codes": signature.num_codes} if signature.num_codes else {}
+        built = factory(input_shape=signature.input_shape, outputs=signature.outputs, **codes, **model.args)
     except TypeError as error:
         raise SpecError.at("model.args", f"{model.name} does not take these arguments: {error}", model.args) from error
     if not isinstance(built, nn.Module):
@@ -129,19 +195,34 @@ class _Recipe(Record):
     """What model.json holds."""
 
     model: Model
-    input_shape: tuple[int, ...]
-    outputs: int
+    signature: Signature
     pruned: bool = False
+
+
+def shared_tensors(module: nn.Module) -> dict[str, str]:
+    """The names of parameters that are another one, by that other's (first) name."""
+    first: dict[nn.Parameter, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: known for name, parameter in named if (known := first.setdefault(parameter, name)) != name}
 
 
 def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
     """Writes the tensors (safetensors) and the recipe that rebuilds the module around them (JSON).
 
-    `recipe` holds `model` (the spec's section), `input_shape` and `outputs`.
+    A tensor that has several names is stored under the first.
+
+    `recipe` holds `model` (the spec's section) and `signature`.
     """
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    shared = shared_tensors(module)
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in module.state_dict().items()
+        if name not in shared
+    }
     with atomic_path(folder / MODEL_FILE) as temporary:
         save_file(tensors, temporary)
+    if isinstance(module, HuggingFaceModule):
+        recipe = recipe | {"model": module.section()}  # what came from a folder must not need it again
     write_json(folder / RECIPE_FILE, recipe)
 
 
@@ -156,53 +237,61 @@ def load_model(folder: Path) -> nn.Module:
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{folder} holds no readable model: {error}") from error
     try:
-        module = build(recipe.model, recipe.input_shape, recipe.outputs, seed=0)
+        module = build(recipe.model, recipe.signature, seed=0)
     except SpecError as error:
-        if isinstance(recipe.model, FactoryModel):
-            raise  # the user's modules may be what is missing
+        if isinstance(recipe.model, ForeignModel):
+            raise  # the user's modules, or a library, may be what is missing
         raise ArtifactError(f"{folder}: {RECIPE_FILE} describes no model: {error}") from error
-    missing = set(module.state_dict()).symmetric_difference(tensors)
+    shared = shared_tensors(module)
+    missing = (set(module.state_dict()) - set(shared)).symmetric_difference(tensors)
     if missing:
         raise ArtifactError(f"{folder}: the tensors do not fit the model: {', '.join(sorted(missing)[:5])}")
     _take_widths(module, tensors)
-    module.load_state_dict(tensors)
+    _tie(module, shared)
+    module.load_state_dict(tensors | {name: tensors[first] for name, first in shared.items()})
     return module
+
+
+def _tie(module: nn.Module, shared: dict[str, str]) -> None:
+    for name, first in shared.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
 
 
 def _take_widths(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Replaces parameters and buffers whose stored shape differs, and the widths that the layers remember."""
     for prefix, layer in module.named_modules():
-        stored = {
-            name: tensors[f"{prefix}.{name}" if prefix else name]
-            for name in [
-                *dict(layer.named_parameters(recurse=False)),
-                *dict(layer.named_buffers(recurse=False)),
-            ]
-            if (f"{prefix}.{name}" if prefix else name) in tensors
-        }
-        changed = {name: value for name, value in stored.items() if getattr(layer, name).shape != value.shape}
-        for name, value in changed.items():
-            if getattr(layer, name).dim() != value.dim():
-                raise ArtifactError(f"the tensor {prefix}.{name} of {tuple(value.shape)} does not fit {layer}")
-            if isinstance(getattr(layer, name), nn.Parameter):
-                setattr(layer, name, nn.Parameter(torch.empty_like(value)))
-            else:
-                setattr(layer, name, torch.empty_like(value))
-        if not changed:
-            continue
-        match layer:
-            case nn.Linear():
-                layer.out_features, layer.in_features = layer.weight.shape
-            case nn.Conv1d() | nn.Conv2d():
-                layer.out_channels = layer.weight.shape[0]
-                grouped = layer.groups > 1
-                layer.groups = layer.out_channels if grouped and layer.weight.shape[1] == 1 else layer.groups
-                layer.in_channels = layer.weight.shape[1] * layer.groups
-            case nn.BatchNorm1d() | nn.BatchNorm2d():
-                layer.num_features = stored["running_mean"].shape[0]
-            case nn.LayerNorm():
-                layer.normalized_shape = tuple(layer.weight.shape)
-            case nn.GroupNorm():
-                layer.num_channels = layer.weight.shape[0]
-            case nn.Embedding():
-                layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        changed = False
+        for name, value in own:
+            stored = tensors.get(f"{prefix}.{name}" if prefix else name)
+            if stored is None or stored.shape == value.shape:
+                continue
+            if stored.dim() != value.dim():
+                raise ArtifactError(f"the tensor {prefix}.{name} of {tuple(stored.shape)} does not fit {layer}")
+            empty = torch.empty_like(stored)
+            setattr(layer, name, nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty)
+            changed = True
+        if changed:
+            follow_widths(layer)
+
+
+def follow_widths(layer: nn.Module) -> None:
+    """Sets the widths that a layer remembers to those of its tensors, after these were replaced."""
+    match layer:
+        case nn.Linear():
+            layer.out_features, layer.in_features = layer.weight.shape
+        case nn.Conv1d() | nn.Conv2d():
+            layer.out_channels = layer.weight.shape[0]
+            grouped = layer.groups > 1
+            layer.groups = layer.out_channels if grouped and layer.weight.shape[1] == 1 else layer.groups
+            layer.in_channels = layer.weight.shape[1] * layer.groups
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            # Without a scale of its own there are the running statistics, or nothing to replace.
+            layer.num_features = (layer.running_mean if layer.weight is None else layer.weight).shape[0]
+        case nn.LayerNorm():
+            layer.normalized_shape = tuple(layer.weight.shape)
+        case nn.GroupNorm():
+            layer.num_channels = layer.weight.shape[0]
+        case nn.Embedding():
+            layer.num_embeddings, layer.embedding_dim = layer.weight.shape

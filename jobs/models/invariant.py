@@ -6,6 +6,7 @@ groups of consecutive samples of the global batch, of a fixed size (Hoffer, Huba
 normalization), and a dropout mask is a function of (seed, layer, step, sample id, element).
 """
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,11 +90,16 @@ class SampleDropout(nn.Module):
     Args:
         p: probability that an element is dropped.
         layer: tells the layers of a model apart.
+
+    Attributes:
+        shard: which part of the channels (of the features, where there are no channels) it sees, of how many equal
+            ones: its mask is that part of the whole layer's.
     """
 
     def __init__(self, p: float, layer: int) -> None:
         super().__init__()
         self.p, self.layer = p, layer
+        self.shard: tuple[int, int] = (0, 1)
         self.keys: torch.Tensor | None = None
 
     def extra_repr(self) -> str:
@@ -110,12 +116,19 @@ class SampleDropout(nn.Module):
             return x
         if self.keys is None:
             return functional.dropout(x, self.p)
-        elements = x[0].numel()
-        draws = torch.arange(1, elements + 1, device=x.device) * _GOLDEN
+        draws = (self._elements(x.shape[1:], x.device) + 1) * _GOLDEN
         words = _mix(self.keys[:, None] + draws)
         # The upper 24 bits, as a float in [0, 1).
         kept = (words >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24 >= self.p
         return x * kept.view_as(x).to(x.dtype) / (1.0 - self.p)
+
+    def _elements(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """The numbers that a sample's elements have in the whole layer, in order."""
+        index, count = self.shard
+        channels = 0 if len(shape) == 3 else len(shape) - 1
+        whole = [size * count if axis == channels else size for axis, size in enumerate(shape)]
+        numbers = torch.arange(prod(whole), device=device).view(whole)
+        return numbers.narrow(channels, index * shape[channels], shape[channels]).flatten()
 
 
 def _signed(word: int) -> int:

@@ -1,19 +1,149 @@
 """Layers and blocks as pure integers: what a plan needs of a model, without torch.
 
 `jobs.models.build` turns the same records into torch modules, so the sizes planned are the sizes built.
-Shapes are those of one sample: (channels, height, width) or (features,).
+Shapes are those of one sample: (channels, height, width), (features,), or (steps, features).
+Layers over steps and codes stand in `jobs.models.sequences`.
+
+`split` says what tensor parallelism divides (Shoeybi et al. 2019): of a product the outputs ("column"), the inputs
+("row"), or the outputs, which are then gathered ("gather"); the rows of an embedding ("rows"); the channels or
+features of what lies between a column and a row layer ("channels"). None is whole on every tensor peer.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 Shape = tuple[int, ...]
+ActivationName = Literal["relu", "tanh", "gelu", "silu"]
+
+
+@dataclass
+class Value:
+    """A tensor on its way through the layers.
+
+    Attributes:
+        shape: of one sample.
+        divided: each tensor peer has its part of it.
+        held: it is kept for the backward pass already, and counted.
+    """
+
+    shape: Shape
+    divided: bool = False
+    held: bool = False
+
+
+@dataclass
+class Tally:
+    """What autograd keeps for the backward pass of one sample, in values of the precision trained in.
+
+    Attributes:
+        total: all of it.
+        split: of it, what tensor parallelism divides.
+    """
+
+    total: int = 0
+    split: int = 0
+
+    def add(self, count: int, divided: bool) -> None:
+        self.total += count
+        self.split += count if divided else 0
+
+    def hold(self, value: Value) -> None:
+        """Counts a tensor, once however many layers keep it."""
+        if not value.held:
+            value.held = True
+            self.add(prod(value.shape), value.divided)
+
+
+class Layer:
+    """What a plan asks of a layer. The defaults are those of one without parameters that keeps the shape."""
+
+    saves_input: ClassVar[bool] = False
+    """The backward pass needs what went in."""
+    saves_output: ClassVar[bool] = False
+    """The backward pass needs what came out."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    @property
+    def params(self) -> int:
+        return 0
+
+    @property
+    def split_params(self) -> int:
+        """Of the parameters, those that tensor parallelism divides."""
+        return 0
+
+    def macs(self, shape: Shape) -> int:
+        """Multiply-accumulates of the forward pass, for one sample."""
+        return 0
+
+    def split_macs(self, shape: Shape) -> int:
+        return 0
+
+    def tensor_values(self, shape: Shape) -> int:
+        """Values of one sample that tensor peers sum or gather in the forward pass."""
+        return 0
+
+    @property
+    def tensor_widths(self) -> tuple[int, ...]:
+        """What a tensor degree must divide."""
+        return ()
+
+    def saved(self, shape: Shape) -> int:
+        """Values kept for the backward pass beside input and output."""
+        return 0
+
+    def divides(self, divided: bool) -> bool:
+        """Whether each tensor peer has a part of the output, given whether it has one of the input."""
+        return divided
+
+    def trace(self, x: Value, tally: Tally) -> Value:
+        """The output, with what the backward pass will need counted."""
+        if self.saves_input:
+            tally.hold(x)
+        output = Value(self.output_shape(x.shape), self.divides(x.divided))
+        tally.add(self.saved(x.shape), output.divided)
+        if self.saves_output:
+            tally.hold(output)
+        return output
+
+
+class _Product(Layer):
+    """A matrix product or convolution."""
+
+    saves_input = True
+    inputs: int
+    outputs: int
+    bias: bool
+    split: Literal["column", "row", "gather"] | None
+
+    @property
+    def split_params(self) -> int:
+        if self.split is None:
+            return 0
+        return self.params - (self.outputs if self.bias and self.split == "row" else 0)
+
+    def split_macs(self, shape: Shape) -> int:
+        return self.macs(shape) if self.split else 0
+
+    def tensor_values(self, shape: Shape) -> int:
+        return prod(self.output_shape(shape)) if self.split in ("row", "gather") else 0
+
+    @property
+    def tensor_widths(self) -> tuple[int, ...]:
+        if self.split is None:
+            return ()
+        return (self.inputs if self.split == "row" else self.outputs,)
+
+    def divides(self, divided: bool) -> bool:
+        return self.split == "column"
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(_Product):
     """A convolution with an odd kernel and padding kernel // 2: it keeps height and width, divided by the stride."""
 
     inputs: int
@@ -21,6 +151,7 @@ class Conv:
     kernel: int
     bias: bool = True
     stride: int = 1
+    split: Literal["column", "row", "gather"] | None = None
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.outputs, *(-(-size // self.stride) for size in shape[1:]))
@@ -34,37 +165,50 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Product):
+    """A product with the last dimension.
+
+    Attributes:
+        std: of the normal distribution that the weights begin with, the biases at 0; None: torch's own beginning.
+        tied: the weight is that of the model's embedding, and counted there.
+    """
+
     inputs: int
     outputs: int
     bias: bool = True
+    split: Literal["column", "row", "gather"] | None = None
+    std: float | None = None
+    tied: bool = False
 
     def output_shape(self, shape: Shape) -> Shape:
-        return (self.outputs,)
+        return (*shape[:-1], self.outputs)
 
     @property
     def params(self) -> int:
-        return self.outputs * (self.inputs + self.bias)
+        return self.outputs * (self.inputs * (not self.tied) + self.bias)
 
     def macs(self, shape: Shape) -> int:
-        return self.inputs * self.outputs
+        return self.inputs * prod(self.output_shape(shape))
 
 
-@dataclass(frozen=True)
-class _Norm:
+class _Norm(Layer):
     """A normalization with a scale and a shift for each channel or feature."""
 
+    saves_input = True
     width: int
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
+    split: Literal["channels"] | None
 
     @property
     def params(self) -> int:
         return 2 * self.width
 
-    def macs(self, shape: Shape) -> int:
-        return 0
+    @property
+    def split_params(self) -> int:
+        return self.params if self.split else 0
+
+    @property
+    def tensor_widths(self) -> tuple[int, ...]:
+        return (self.width,) if self.split else ()
 
 
 @dataclass(frozen=True)
@@ -74,52 +218,63 @@ class BatchNorm(_Norm):
     Statistics are taken over groups of `group` samples; see jobs/models/invariant.py.
     """
 
+    width: int
     group: int
     spatial: bool = False
+    split: Literal["channels"] | None = None
 
 
 @dataclass(frozen=True)
 class GroupNorm(_Norm):
     """Group normalization (Wu & He 2018): each sample on its own, channels in `groups`."""
 
+    width: int
     groups: int
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """A layer without parameters that keeps the shape."""
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return shape
+    split: Literal["channels"] | None = None
 
     @property
-    def params(self) -> int:
-        return 0
+    def tensor_widths(self) -> tuple[int, ...]:
+        return (self.groups,) if self.split else ()
 
-    def macs(self, shape: Shape) -> int:
-        return 0
-
-
-@dataclass(frozen=True)
-class Activation(_Plain):
-    name: Literal["relu", "tanh", "gelu", "silu"]
+    def saved(self, shape: Shape) -> int:
+        return 2 * self.groups  # mean and standard deviation
 
 
 @dataclass(frozen=True)
-class Dropout(_Plain):
+class Activation(Layer):
+    name: ActivationName
+
+    def trace(self, x: Value, tally: Tally) -> Value:
+        output = Value(x.shape, x.divided)
+        # The derivatives of relu and tanh are functions of what came out, those of the others of what went in.
+        tally.hold(output if self.name in ("relu", "tanh") else x)
+        return output
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
     p: float
+    split: Literal["channels"] | None = None
+
+    def saved(self, shape: Shape) -> int:
+        return prod(shape)  # the mask
 
 
 @dataclass(frozen=True)
-class MaxPool(_Plain):
+class MaxPool(Layer):
     """Halves height and width."""
+
+    saves_input = True
 
     def output_shape(self, shape: Shape) -> Shape:
         return (shape[0], shape[1] // 2, shape[2] // 2)
 
+    def saved(self, shape: Shape) -> int:
+        return 2 * prod(self.output_shape(shape))  # where each maximum was, as int64
+
 
 @dataclass(frozen=True)
-class GlobalAveragePool(_Plain):
+class GlobalAveragePool(Layer):
     """The mean over height and width."""
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -127,97 +282,145 @@ class GlobalAveragePool(_Plain):
 
 
 @dataclass(frozen=True)
-class Flatten(_Plain):
+class Flatten(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         return (prod(shape),)
 
+    def trace(self, x: Value, tally: Tally) -> Value:
+        return replace(x, shape=self.output_shape(x.shape))  # the same memory
 
-@dataclass(frozen=True)
-class Residual:
-    """body(x) + shortcut(x); an empty shortcut is the identity (He, Zhang, Ren & Sun 2016)."""
 
-    body: "tuple[Layer, ...]"
-    shortcut: "tuple[Layer, ...]" = ()
+class _Composite(Layer):
+    """Layers within a layer: its sizes are the sums of theirs."""
 
-    def output_shape(self, shape: Shape) -> Shape:
-        return _through(self.body, shape)
+    def inner(self) -> tuple[Layer, ...]:
+        raise NotImplementedError
+
+    def members(self, shape: Shape) -> Iterator[tuple[Layer, Shape]]:
+        """Each layer, with the shape that goes into it."""
+        raise NotImplementedError
 
     @property
     def params(self) -> int:
-        return sum(layer.params for layer in (*self.body, *self.shortcut))
+        return sum(layer.params for layer in self.inner())
+
+    @property
+    def split_params(self) -> int:
+        return sum(layer.split_params for layer in self.inner())
 
     def macs(self, shape: Shape) -> int:
-        return _macs(self.body, shape) + _macs(self.shortcut, shape)
+        return sum(layer.macs(entering) for layer, entering in self.members(shape))
+
+    def split_macs(self, shape: Shape) -> int:
+        return sum(layer.split_macs(entering) for layer, entering in self.members(shape))
+
+    def tensor_values(self, shape: Shape) -> int:
+        return sum(layer.tensor_values(entering) for layer, entering in self.members(shape))
+
+    @property
+    def tensor_widths(self) -> tuple[int, ...]:
+        return tuple(width for layer in self.inner() for width in layer.tensor_widths)
 
 
-Layer = Conv | Linear | BatchNorm | GroupNorm | Activation | Dropout | MaxPool | GlobalAveragePool | Flatten | Residual
+@dataclass(frozen=True)
+class Series(_Composite):
+    """Layers one after another."""
+
+    layers: tuple[Layer, ...]
+
+    def inner(self) -> tuple[Layer, ...]:
+        return self.layers
+
+    def members(self, shape: Shape) -> Iterator[tuple[Layer, Shape]]:
+        for layer in self.layers:
+            yield layer, shape
+            shape = layer.output_shape(shape)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def trace(self, x: Value, tally: Tally) -> Value:
+        for layer in self.layers:
+            x = layer.trace(x, tally)
+        return x
 
 
-def _through(layers: tuple[Layer, ...], shape: Shape) -> Shape:
-    for layer in layers:
-        shape = layer.output_shape(shape)
-    return shape
+@dataclass(frozen=True)
+class Residual(_Composite):
+    """body(x) + shortcut(x); an empty shortcut is the identity (He, Zhang, Ren & Sun 2016)."""
 
+    body: tuple[Layer, ...]
+    shortcut: tuple[Layer, ...] = ()
 
-def _macs(layers: tuple[Layer, ...], shape: Shape) -> int:
-    total = 0
-    for layer in layers:
-        total += layer.macs(shape)
-        shape = layer.output_shape(shape)
-    return total
+    def inner(self) -> tuple[Layer, ...]:
+        return (*self.body, *self.shortcut)
 
+    def members(self, shape: Shape) -> Iterator[tuple[Layer, Shape]]:
+        yield from Series(self.body).members(shape)
+        yield from Series(self.shortcut).members(shape)
 
-def _activations(layers: tuple[Layer, ...], shape: Shape) -> int:
-    total = 0
-    for layer in layers:
-        if isinstance(layer, Residual):
-            total += _activations(layer.body, shape) + _activations(layer.shortcut, shape)
-        elif not isinstance(layer, Flatten):
-            total += prod(layer.output_shape(shape))
-        shape = layer.output_shape(shape)
-    return total
+    def output_shape(self, shape: Shape) -> Shape:
+        return Series(self.body).output_shape(shape)
+
+    def trace(self, x: Value, tally: Tally) -> Value:
+        output = Series(self.body).trace(x, tally)
+        Series(self.shortcut).trace(x, tally)
+        return Value(output.shape, output.divided)
 
 
 def every_layer(layers: tuple[Layer, ...]) -> Iterator[Layer]:
     """The layers, and those within residual ones, in the order in which they are built."""
     for layer in layers:
         yield layer
-        if isinstance(layer, Residual):
-            yield from every_layer((*layer.body, *layer.shortcut))
+        if isinstance(layer, _Composite):
+            yield from every_layer(layer.inner())
 
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that stay together on one worker, whatever the layout."""
+    """Layers that stay together on one worker, whatever the layout.
+
+    Attributes:
+        source: what goes in, as the block before leaves it.
+    """
 
     name: str
-    layers: tuple[Layer, ...]
-    input_shape: Shape
+    body: Series
+    source: Value
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.body.layers
 
     @property
     def output_shape(self) -> Shape:
-        return _through(self.layers, self.input_shape)
+        return self.body.output_shape(self.source.shape)
 
     @property
     def params(self) -> int:
-        return sum(layer.params for layer in self.layers)
+        return self.body.params
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the forward pass, for one sample."""
-        return _macs(self.layers, self.input_shape)
+        return self.body.macs(self.source.shape)
 
-    @property
-    def activations(self) -> int:
-        """Values that the layers put out for one sample, all held until the backward pass."""
-        return _activations(self.layers, self.input_shape)
+    def trace(self) -> tuple[Value, Tally]:
+        """What comes out, and what is kept for the backward pass: a tensor between two blocks counts once."""
+        tally = Tally()
+        return self.body.trace(replace(self.source), tally), tally
 
 
 def chain(input_shape: Shape, parts: list[tuple[str, tuple[Layer, ...]]]) -> tuple[Block, ...]:
-    """Blocks one after another, each with the shape that the one before it puts out."""
+    """Blocks one after another, each with what the one before it puts out.
+
+    The input itself is held anyway: it is the batch.
+    """
     blocks: list[Block] = []
-    shape = input_shape
+    value = Value(input_shape, held=True)
     for name, layers in parts:
-        blocks.append(Block(name, layers, shape))
-        shape = blocks[-1].output_shape
+        blocks.append(Block(name, Series(layers), value))
+        value, _ = blocks[-1].trace()
     return tuple(blocks)

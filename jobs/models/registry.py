@@ -1,44 +1,100 @@
 """Which families there are, and how large a model of one will be. Pure: no torch in here.
 
-A new family is a file beside this one with `blocks(args, input_shape, outputs)`, its section in
+A new family is a file beside this one with `blocks(args, signature)`, its section in
 `jobs/spec/model.py`, and a line in `blocks_of`.
 """
 
-from jobs.models import lenet, mlp, resnet
-from jobs.models.layers import BatchNorm, Block, Shape, every_layer
-from jobs.records import ModelSummary
-from jobs.spec.model import LenetModel, MlpModel, OwnModel, ResnetModel
+from math import gcd, prod
+
+from jobs.models import lenet, lstm, mlp, recommender, resnet, transformer
+from jobs.models.layers import BatchNorm, Block, Linear, every_layer
+from jobs.records import BlockSummary, ModelSummary, Signature
+from jobs.spec.model import (
+    ForeignModel,
+    HuggingFaceModel,
+    LenetModel,
+    LstmModel,
+    MlpModel,
+    OwnModel,
+    RecommenderModel,
+    ResnetModel,
+    TransformerModel,
+)
 
 
-def blocks_of(model: OwnModel, input_shape: Shape, outputs: int) -> tuple[Block, ...]:
-    """The blocks of one of our own families."""
+def blocks_of(model: OwnModel, signature: Signature) -> tuple[Block, ...]:
+    """The blocks of one of our own families. Raises SpecError for data that the family does not take."""
     match model:
         case LenetModel():
-            return lenet.blocks(model.args, input_shape, outputs)
+            return lenet.blocks(model.args, signature)
         case MlpModel():
-            return mlp.blocks(model.args, input_shape, outputs)
+            return mlp.blocks(model.args, signature)
         case ResnetModel():
-            return resnet.blocks(model.args, input_shape, outputs)
+            return resnet.blocks(model.args, signature)
+        case LstmModel():
+            return lstm.blocks(model.args, signature)
+        case TransformerModel():
+            return transformer.blocks(model.args, signature)
+        case RecommenderModel():
+            return recommender.blocks(model.args, signature)
 
 
-def summarize(model: OwnModel, input_shape: Shape, outputs: int) -> ModelSummary:
-    """Parameters, multiply-accumulates and activations, block by block."""
-    blocks = blocks_of(model, input_shape, outputs)
+def summarize(model: OwnModel, signature: Signature) -> ModelSummary:
+    """Sizes block by block, and what parallelism may divide. Raises SpecError as `blocks_of`."""
+    blocks = blocks_of(model, signature)
+    summaries = [_summarize(block) for block in blocks]
+    # The loop holds the outputs, and the loss something of the same size (log-probabilities, differences).
+    outputs = 2 * prod(blocks[-1].output_shape)
+    summaries[-1] = summaries[-1].model_copy(update={"activations": summaries[-1].activations + outputs})
     groups = {layer.group for block in blocks for layer in every_layer(block.layers) if isinstance(layer, BatchNorm)}
+    widths = [width for block in blocks for width in block.body.tensor_widths]
+    tied = [layer for layer in every_layer(blocks[-1].layers) if isinstance(layer, Linear) and layer.tied]
     return ModelSummary(
-        blocks=tuple(
-            {
-                "name": block.name,
-                "layers": [type(layer).__name__ for layer in block.layers],
-                "output_shape": list(block.output_shape),
-                "params": block.params,
-                "macs": block.macs,
-            }
-            for block in blocks
-        ),
-        params=sum(block.params for block in blocks),
-        macs=sum(block.macs for block in blocks),
-        activations=sum(block.activations for block in blocks),
+        blocks=tuple(summaries),
+        params=sum(block.params for block in summaries),
+        macs=sum(block.macs for block in summaries),
+        activations=sum(block.activations for block in summaries),
         layout_invariant=True,
         norm_group=max(groups, default=None),
+        tensor_width=gcd(*widths) if widths else 1,
+        no_tensor=_no_tensor(model, widths),
+        no_pipeline="" if len(blocks) > 1 else "the model has a single block",
+        tied_params=sum(layer.inputs * layer.outputs for layer in tied),
     )
+
+
+def _summarize(block: Block) -> BlockSummary:
+    _, tally = block.trace()
+    shape = block.source.shape
+    return BlockSummary(
+        name=block.name,
+        layers=tuple(type(layer).__name__ for layer in block.layers),
+        output_shape=block.output_shape,
+        params=block.params,
+        split_params=block.body.split_params,
+        macs=block.macs,
+        split_macs=block.body.split_macs(shape),
+        activations=tally.total,
+        split_activations=tally.split,
+        tensor_values=block.body.tensor_values(shape),
+    )
+
+
+def _no_tensor(model: OwnModel, widths: list[int]) -> str:
+    if isinstance(model, LstmModel):
+        return "each step of a recurrence needs the whole state of the one before"
+    if not widths:
+        return "the model has no hidden layer that can be divided"
+    if gcd(*widths) == 1:
+        return f"the widths that would be divided have no common divisor: {', '.join(map(str, sorted(set(widths))))}"
+    return ""
+
+
+def prunable(model: OwnModel | ForeignModel) -> str:
+    """Why a model can't be pruned by channels; empty if it can. Of a factory's model only pruning itself can tell."""
+    match model:
+        case LstmModel():
+            return "every gate of a recurrent layer reads and writes the whole state: it has no channels of its own"
+        case HuggingFaceModel():
+            return "widths within a model of Hugging Face's are bound by its configuration"
+    return ""

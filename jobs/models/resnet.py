@@ -4,7 +4,9 @@ Depths 8, 20 and 56 are 6n + 2 with three stages of n blocks (section 4.2); 18 h
 Where a block changes the shape, its shortcut is a projection (option B), so that its channels can be pruned.
 """
 
-from jobs.errors import SpecError
+from typing import Literal
+
+from jobs.models.inputs import require
 from jobs.models.layers import (
     Activation,
     BatchNorm,
@@ -17,24 +19,19 @@ from jobs.models.layers import (
     Linear,
     MaxPool,
     Residual,
-    Shape,
     chain,
 )
+from jobs.records import Signature
 from jobs.spec.model import ResnetArgs
 
 LARGE_SIDE = 64
 """From this side on, ResNet-18 begins as on ImageNet: a 7×7 convolution of stride 2, and pooling."""
 
 
-def blocks(args: ResnetArgs, input_shape: Shape, outputs: int) -> tuple[Block, ...]:
+def blocks(args: ResnetArgs, signature: Signature) -> tuple[Block, ...]:
     """A stem, residual blocks, the mean over places, the classifier. Raises SpecError for non-images."""
-    if len(input_shape) != 3:
-        raise SpecError.at(
-            "model.name",
-            f"resnet takes images (channels, height, width), and the data has the shape {input_shape}",
-            "resnet",
-            "mlp, which takes any shape",
-        )
+    require(signature, "resnet", "image")
+    input_shape, outputs = signature.input_shape, signature.outputs
     stages = [2, 2, 2, 2] if args.depth == 18 else [(args.depth - 2) // 6] * 3
     width = args.width or (64 if args.depth == 18 else 16)
     large = args.depth == 18 and min(input_shape[1:]) >= LARGE_SIDE
@@ -42,7 +39,7 @@ def blocks(args: ResnetArgs, input_shape: Shape, outputs: int) -> tuple[Block, .
     stem: list[Layer] = [
         Conv(input_shape[0], width, kernel, bias=False, stride=stride),
         _norm(args, width),
-        Activation("relu"),
+        Activation(args.activation),
     ]
     parts: list[tuple[str, tuple[Layer, ...]]] = [("stem", (*stem, MaxPool()) if large else tuple(stem))]
     channels = width
@@ -56,21 +53,22 @@ def blocks(args: ResnetArgs, input_shape: Shape, outputs: int) -> tuple[Block, .
 
 
 def _basic(args: ResnetArgs, inputs: int, outputs: int, stride: int) -> tuple[Layer, ...]:
+    """Tensor parallelism divides the channels between the two convolutions."""
     body: tuple[Layer, ...] = (
-        Conv(inputs, outputs, 3, bias=False, stride=stride),
-        _norm(args, outputs),
-        Activation("relu"),
-        Conv(outputs, outputs, 3, bias=False),
+        Conv(inputs, outputs, 3, bias=False, stride=stride, split="column"),
+        _norm(args, outputs, split="channels"),
+        Activation(args.activation),
+        Conv(outputs, outputs, 3, bias=False, split="row"),
         _norm(args, outputs),
     )
     same = inputs == outputs and stride == 1
     shortcut: tuple[Layer, ...] = (
         () if same else (Conv(inputs, outputs, 1, bias=False, stride=stride), _norm(args, outputs))
     )
-    return Residual(body, shortcut), Activation("relu")
+    return Residual(body, shortcut), Activation(args.activation)
 
 
-def _norm(args: ResnetArgs, width: int) -> Layer:
+def _norm(args: ResnetArgs, width: int, split: Literal["channels"] | None = None) -> Layer:
     if args.norm == "batch":
-        return BatchNorm(width, args.norm_group, spatial=True)
-    return GroupNorm(width, groups=min(8, width))
+        return BatchNorm(width, args.norm_group, spatial=True, split=split)
+    return GroupNorm(width, groups=min(8, width), split=split)

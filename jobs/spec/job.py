@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from jobs.section import Section, illegal, not_supported_yet
+from jobs.layout import ParallelLayout, Setting, refusal
+from jobs.section import Section, illegal
 from jobs.spec.compress import Compress, Export
 from jobs.spec.data import Data
 from jobs.spec.model import FactoryModel, Model
@@ -15,11 +16,19 @@ from jobs.spec.train import Layout, Resources, Retry, Train
 Metric = Literal["accuracy", "f1_macro", "roc_auc", "log_loss", "perplexity", "rmse", "mae"]
 CLASSIFICATION_METRICS = ("accuracy", "f1_macro", "roc_auc", "log_loss")
 REGRESSION_METRICS = ("rmse", "mae")
+LANGUAGE_METRICS = ("perplexity", "log_loss", "accuracy")
+METRICS = {
+    "classification": CLASSIFICATION_METRICS,
+    "regression": REGRESSION_METRICS,
+    "language_model": LANGUAGE_METRICS,
+}
 HIGHER_IS_BETTER = ("accuracy", "f1_macro", "roc_auc")
 
 
 def _default_metric(job: dict[str, Any]) -> Metric:
-    """Called after `train` is validated, and without it where it is wrong."""
+    """Called after `data` and `train` are validated, and without them where they are wrong."""
+    if "data" in job and job["data"].of_language:
+        return "perplexity"
     return "rmse" if "train" in job and job["train"].loss == "mse" else "accuracy"
 
 
@@ -41,7 +50,7 @@ class JobSpec(Section):
     model: Model
     train: Train = Train()
     metric: Metric = Field(default_factory=_default_metric)
-    """Default: accuracy; rmse under mse."""
+    """Default: accuracy; rmse under mse; perplexity for a language model."""
     layout: Literal["auto"] | Layout = "auto"
     resources: Resources = Resources()
     retry: Retry = Retry()
@@ -49,22 +58,19 @@ class JobSpec(Section):
     compress: Compress = Compress()
     export: Export = Export()
 
-    @field_validator("metric")
+    @model_validator(mode="before")
     @classmethod
-    def _later(cls, value: str) -> str:
-        if value == "perplexity":
-            raise not_supported_yet("metric perplexity")
+    def _categories_of_model(cls, value: Any) -> Any:
+        """A recommender takes codes: `data.categories` is filled in where it was left out."""
+        match value:
+            case {"model": {"name": "recommender"}, "data": {**data}} if "categories" not in data:
+                return {**value, "data": {**data, "categories": "codes"}}
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "JobSpec":
-        allowed = REGRESSION_METRICS if self.train.loss == "mse" else CLASSIFICATION_METRICS
-        if self.metric not in allowed:
-            raise illegal(
-                f"metric {self.metric} does not go with the loss {self.train.loss}",
-                ", ".join(allowed),
-                at="metric",
-            )
+        self._check_task()
+        self._check_categories()
         if self.search is not None:
             direction = self.search.objectives.metric
             if direction is not None and direction != self.metric_direction:
@@ -74,22 +80,40 @@ class JobSpec(Section):
                     self.metric_direction,
                     at="search.objectives.metric",
                 )
-        if isinstance(self.layout, Layout):
-            if self.train.precision == "bf16" and self.layout.zero_stage == 0:
-                raise illegal(
-                    "bf16 keeps its fp32 copy of the weights in ZeRO's optimizer", "1, 2, 3", at="layout.zero_stage"
-                )
-            workers = self.resources.workers
-            if self.layout.data != workers:
-                raise illegal(
-                    f"layout.data × tensor × pipeline = {self.layout.data}, but resources.workers = {workers}",
-                    f"layout.data = {workers}",
-                    at="layout.data",
-                )
+        self._check_layout()
         return self
 
+    def _check_layout(self) -> None:
+        """What is legal of itself; what the model must be fit for is seen by the planner."""
+        asked = self.layout.parallel if isinstance(self.layout, Layout) else self.data_parallel
+        if problem := refusal(asked, self.layout_setting):
+            raise illegal(problem.message, problem.allowed, at=problem.path)
+
+    def _check_task(self) -> None:
+        """Loss, metric and class weights must be of the task that the data make it."""
+        language = self.task == "language_model"
+        if language and self.train.loss != "cross_entropy":
+            what = "a language model (text without `data.target`) predicts the next token, a class"
+            raise illegal(what, "cross_entropy", at="train.loss")
+        if language and self.train.class_weights is not None:
+            raise illegal("a language model has no classes to weigh", "null", at="train.class_weights")
+        allowed = METRICS[self.task]
+        if self.metric not in allowed:
+            of = "a language model" if language else f"the loss {self.train.loss}"
+            raise illegal(f"metric {self.metric} does not go with {of}", ", ".join(allowed), at="metric")
+
+    def _check_categories(self) -> None:
+        codes, recommender = self.data.categories == "codes", self.model.name == "recommender"
+        if recommender and not codes:
+            raise illegal("a recommender looks codes up in tables", "codes", at="data.categories")
+        if codes and not recommender and not self.uses_own_code:
+            what = f"model {self.model.name} takes no codes"
+            raise illegal(what, "one_hot, or model recommender", at="data.categories")
+
     @property
-    def task(self) -> Literal["classification", "regression"]:
+    def task(self) -> Literal["classification", "regression", "language_model"]:
+        if self.data.of_language:
+            return "language_model"
         return "regression" if self.train.loss == "mse" else "classification"
 
     @property
@@ -102,9 +126,27 @@ class JobSpec(Section):
         return self.resources.workers
 
     @property
+    def layout_setting(self) -> Setting:
+        """What the spec alone says about which layouts are legal."""
+        return Setting(
+            precision=self.train.precision,
+            accelerator=self.resources.gpus_per_worker > 0,
+            workers=self.num_workers,
+        )
+
+    @property
+    def data_parallel(self) -> ParallelLayout:
+        """All workers data-parallel, with as little ZeRO as the precision takes."""
+        return ParallelLayout(data=self.num_workers, zero_stage=0 if self.train.precision == "fp32" else 1)
+
+    @property
     def compresses_by_search(self) -> bool:
         """Whether the search sets pruning keys, which turns pruning on."""
         return self.search is not None and any(key.startswith("compress.prune.") for key in self.search.space)
+
+    @property
+    def prunes(self) -> bool:
+        return self.compress.prune is not None or self.compresses_by_search
 
     @property
     def uses_own_code(self) -> bool:

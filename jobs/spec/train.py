@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jobs.layout import MAX_TENSOR, Offload, ParallelLayout
 from jobs.section import Section, illegal, not_supported_yet
 
 LearningRate = Annotated[float, Field(gt=0.0, le=100.0)]
@@ -129,8 +130,6 @@ class Train(Section):
             raise illegal("epochs and steps exclude each other", "one of the two", at="steps")
         if self.epochs is None and self.steps is None:
             raise illegal("epochs or steps are needed", "one of the two", at="epochs")
-        if self.precision == "fp16":
-            raise not_supported_yet("precision fp16", at="precision")
         if self.loss != "cross_entropy" and self.label_smoothing > 0.0:
             raise illegal("label_smoothing goes with the cross_entropy loss", "0.0", at="label_smoothing")
         if self.loss == "mse" and self.class_weights is not None:
@@ -139,25 +138,33 @@ class Train(Section):
 
 
 class Layout(Section):
-    """Degrees of parallelism; `layout: auto` lets the planner choose."""
+    """Degrees of parallelism; `layout: auto` lets the planner choose. What goes with what: jobs/layout.py."""
 
     data: int = Field(default=1, ge=1, le=65_536)
-    tensor: int = Field(default=1, ge=1, le=64)
+    tensor: int = Field(default=1, ge=1, le=MAX_TENSOR)
+    """Workers that divide each layer among them."""
     pipeline: int = Field(default=1, ge=1, le=1024)
+    """Stages: consecutive blocks on workers of their own."""
     zero_stage: int = Field(default=0, ge=0, le=3)
-    offload: Literal["none", "cpu", "nvme"] = "none"
+    offload: Offload = "none"
+    """Keeps the optimizer states, at stage 3 the parameters too, in the machine's memory or on a disk."""
+    nvme_path: str | None = Field(default=None, min_length=1)
+    """A folder on a fast local disk of each worker, for `offload: nvme`."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Samples that a worker takes at once; what is left of its share is accumulated. Default: its whole share."""
+    """Samples that a worker takes at once; what is left of its share is accumulated. Default: its whole share, and in
+    a pipeline a part of it that keeps all stages at work."""
 
     @model_validator(mode="after")
-    def _later(self) -> "Layout":
-        if self.tensor > 1:
-            raise not_supported_yet("tensor parallelism (a degree above 1)", at="tensor")
-        if self.pipeline > 1:
-            raise not_supported_yet("pipeline parallelism (a degree above 1)", at="pipeline")
-        if self.offload != "none":
-            raise not_supported_yet("offload", at="offload")
+    def _nvme_has_a_path(self) -> "Layout":
+        if self.offload == "nvme" and self.nvme_path is None:
+            raise illegal("offload nvme needs a folder on a local disk", "a path", at="nvme_path")
+        if self.offload != "nvme" and self.nvme_path is not None:
+            raise illegal("nvme_path goes with offload nvme", "null", at="nvme_path")
         return self
+
+    @property
+    def parallel(self) -> ParallelLayout:
+        return ParallelLayout(self.data, self.tensor, self.pipeline, self.zero_stage, self.offload)
 
 
 class Resources(Section):

@@ -1,28 +1,40 @@
 """Layout-free training checkpoints: logical tensors by name, in safetensors and JSON, never a pickle.
 
-    step-00000400/  state.safetensors   param/<name>, buffer/<name>, optimizer/<name>/<state>
-                    state.json          step, seed, batch size, data fingerprint, digest of the tensors; written last
+    step-00000400/  shard-00000.safetensors …   what each rank has written: whole tensors, or parts of them
+                    state.json                  step, seed, batch size, data fingerprint; for each tensor its shape and
+                                                where its parts lie; digests of the shards; written last
 
-A checkpoint is written under a temporary name and renamed, so what is there is whole. A damaged one is passed over
-for the one before. Training waits for the tensors to be copied; they are written while it goes on.
+Every rank writes its share of what it holds, none of it twice, and any layout reads from any other's shards what it
+holds itself. A checkpoint is written under a temporary name and renamed, so what is there is whole. A damaged one is
+passed over for the one before. Training waits for the tensors to be copied; they are written while it goes on.
 """
 
 import copy
 import logging
 import shutil
+import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from jobs.errors import StorageError
 from jobs.hashing import digest_file
 from jobs.storage import fsync, read_json, storage_errors, write_json
-from jobs.train.engine import Engine
+from jobs.train.engine import Engine, Held
+from jobs.train.mesh import Mesh
 
 logger = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+_SHARDS_TIMEOUT_S = 600.0
+"""How long rank 0 waits for the other ranks' shards."""
 
 
 @dataclass(frozen=True)
@@ -36,92 +48,200 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in one folder.
+    """The checkpoints of one training, in one folder that all ranks reach.
 
     Args:
         folder: made when first needed.
         keep: how many of the newest to keep.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
+    def __init__(self, folder: Path, keep: int, mesh: Mesh) -> None:
+        self.folder, self.keep, self.mesh = folder, keep, mesh
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._copies: dict[str, torch.Tensor] = {}
+        self._abandoned = Event()
 
-    def save(self, engine: Engine, position: Position, history: dict[str, object], *, writer: bool) -> None:
-        """Collective: every rank gathers, the `writer` begins to write. Raises what went wrong with the one before."""
-        states, optimizer_steps = engine.optimizer_state()
-        parameters, buffers = engine.parameters(), engine.buffers()
-        if not writer:
-            return
+    def save(self, engine: Engine, position: Position, history: dict[str, object]) -> None:
+        """Copies the state, and begins to write it. Collective. Raises what went wrong with the one before."""
         self.wait()
-        tensors = {f"param/{k}": v for k, v in parameters.items()}
-        tensors |= {f"buffer/{k}": v for k, v in buffers.items()}
-        tensors |= {f"optimizer/{k}": v for k, v in states.items()}
-        for name, value in tensors.items():
-            # Kept from one checkpoint to the next: fresh memory would cost more than the copy itself.
-            if name not in self._copies:
-                self._copies[name] = torch.empty(value.shape, dtype=value.dtype)
-            self._copies[name].copy_(value)
-        document = asdict(position) | {"optimizer_steps": optimizer_steps, "history": copy.deepcopy(history)}
-        self._writing = self._thread.submit(self._write, self._copies, document)
+        parts: dict[str, dict[str, Any]] = {}
+        for held, mine in _shares(engine.held(), self.mesh):
+            if not mine:
+                continue
+            if held.name not in self._copies:
+                # Kept from one checkpoint to the next: fresh memory would cost more than the copy itself.
+                self._copies[held.name] = torch.empty(held.value.shape, dtype=held.value.dtype)
+            self._copies[held.name].copy_(held.value)
+            parts[held.name] = {"shape": held.shape, "dim": held.dim, "start": held.start}
+        document: dict[str, Any] = asdict(position) | {"scalars": engine.scalars(), "history": copy.deepcopy(history)}
+        self._writing = self._thread.submit(self._write, position.step, parts, document)
 
     def wait(self) -> None:
-        """Until the newest checkpoint is on disk. Raises what went wrong with it."""
+        """Until the newest checkpoint is on disk, as far as this rank writes it. Raises what went wrong with it."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
-    def close(self) -> None:
-        """Waits, and ends the thread."""
+    def close(self, *, abandon: bool = False) -> None:
+        """Waits, and ends the thread. With `abandon` other ranks' shards are not waited for: they may be lost."""
+        if abandon:
+            self._abandoned.set()
         try:
             self.wait()
+        except StorageError:
+            if not abandon:
+                raise
         finally:
             self._thread.shutdown()
 
-    def _write(self, tensors: dict[str, torch.Tensor], document: dict[str, object]) -> None:
-        final = self.folder / f"step-{document['step']:08d}"
-        temporary = self.folder / f".{final.name}.tmp"
+    def _write(self, step: int, parts: dict[str, dict[str, Any]], document: dict[str, Any]) -> None:
+        final = self.folder / f"step-{step:08d}"
+        temporary = _temporary(final)
+        name = f"shard-{self.mesh.rank:05d}"
         with storage_errors(final):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
             try:
-                path = temporary / "state.safetensors"
-                save_file(tensors, path)
+                temporary.mkdir(parents=True, exist_ok=True)
+                path = temporary / f"{name}.safetensors"
+                save_file({tensor: self._copies[tensor] for tensor in parts}, path)
                 fsync(path)
-                write_json(temporary / "state.json", document | {"sha256": digest_file(path)})
-                shutil.rmtree(final, ignore_errors=True)
-                temporary.rename(final)
-                fsync(self.folder)
+                write_json(temporary / f"{name}.json", {"sha256": digest_file(path), "parts": parts})
+                if self.mesh.rank == 0:
+                    self._commit(final, document)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        for old in self._steps()[: -self.keep]:
+
+    def _commit(self, final: Path, document: dict[str, Any]) -> None:
+        """Once all shards are there: describes them, renames the folder, and removes what is too old."""
+        temporary = _temporary(final)
+        shards: dict[str, str] = {}
+        tensors: dict[str, dict[str, Any]] = {}
+        deadline = time.monotonic() + _SHARDS_TIMEOUT_S
+        for rank in range(self.mesh.layout.size):
+            note = temporary / f"shard-{rank:05d}.json"
+            while not note.exists():
+                if self._abandoned.is_set() or time.monotonic() > deadline or not temporary.exists():
+                    raise StorageError(f"{final}: worker {rank} has not written its part of the checkpoint")
+                time.sleep(_POLL_S)
+            found = read_json(note)
+            shard = f"{note.stem}.safetensors"
+            shards[shard] = found["sha256"]
+            for name, part in found["parts"].items():
+                entry = tensors.setdefault(name, {"shape": part["shape"], "dim": part["dim"], "parts": []})
+                entry["parts"].append({"shard": shard, "start": part["start"]})
+            note.unlink()
+        write_json(temporary / "state.json", document | {"tensors": tensors, "shards": shards})
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        fsync(self.folder)
+        for old in _steps(self.folder)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _steps(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+    def newest(self, expected: Position) -> "Checkpoint | None":
+        """The newest whole checkpoint that belongs to this training, or None. Collective: rank 0 chooses."""
+        found = _newest(self.folder, expected) if self.mesh.rank == 0 else None
+        step = torch.tensor([-1 if found is None else int(found.document["step"])])
+        if self.mesh.layout.size > 1:
+            step = self.mesh.broadcast(step.to(self.mesh.device), 0).cpu()
+        if self.mesh.rank != 0 and step.item() >= 0:
+            found = Checkpoint(self.folder / f"step-{step.item():08d}")
+        return found
 
-    def newest(self, expected: Position) -> tuple[dict[str, object], dict[str, torch.Tensor]] | None:
-        """The newest whole checkpoint that belongs to this training, or None."""
-        for path in reversed(self._steps()):
-            try:
-                document = read_json(path / "state.json")
-                if document["sha256"] != digest_file(path / "state.safetensors"):
-                    raise ValueError("the tensors do not match their digest")
-                tensors = load_file(path / "state.safetensors")
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
-                continue
-            if any(document[key] != value for key, value in asdict(expected).items() if key != "step"):
-                logger.warning("checkpoint %s is of another training and is not used", path)
-                continue
-            return document, tensors
-        return None
+    def remove_remains(self) -> None:
+        """Clears away what an attempt that was broken off left. Collective."""
+        if self.mesh.rank == 0:
+            for remains in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(remains, ignore_errors=True)
+        self.mesh.barrier()
 
 
-def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors below a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+class Checkpoint:
+    """A complete checkpoint, read piece by piece.
+
+    Raises:
+        OSError, ValueError, KeyError: it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.document: dict[str, Any] = read_json(folder / "state.json")
+        self._tensors: dict[str, Any] = self.document["tensors"]
+
+    def verify(self) -> None:
+        """Compares every shard to its digest. Raises ValueError."""
+        for shard, digest in self.document["shards"].items():
+            if digest_file(self.folder / shard) != digest:
+                raise ValueError(f"{shard} does not match its digest")
+
+    def read(self, name: str, dim: int | None, start: int, length: int) -> torch.Tensor:
+        """A tensor, or `length` places of it from `start` along `dim`; only these are read."""
+        stored = self._tensors[name]
+        if stored["dim"] is None:
+            with self._open(stored["parts"][0]["shard"]) as shard:
+                return _slice(shard, name, dim, start, start + length)
+        along = stored["dim"]
+        if dim not in (None, along):
+            raise ValueError(f"{name} is stored cut along {along}, and asked for along {dim}")
+        if dim is None:
+            start, length = 0, stored["shape"][along]
+        pieces = []
+        for part in sorted(stored["parts"], key=lambda part: int(part["start"])):
+            with self._open(part["shard"]) as shard:
+                size = shard.get_slice(name).get_shape()[along]
+                first, last = max(start, part["start"]), min(start + length, part["start"] + size)
+                if first < last:
+                    pieces.append(_slice(shard, name, along, first - part["start"], last - part["start"]))
+        return torch.cat(pieces, dim=along)
+
+    def _open(self, shard: str) -> Any:
+        return safe_open(self.folder / shard, framework="pt")
+
+
+def _slice(shard: Any, name: str, dim: int | None, first: int, last: int) -> torch.Tensor:
+    if dim is None:
+        return shard.get_tensor(name)
+    return shard.get_slice(name)[(*[slice(None)] * dim, slice(first, last))]
+
+
+def _newest(folder: Path, expected: Position) -> Checkpoint | None:
+    for path in reversed(_steps(folder)):
+        try:
+            checkpoint = Checkpoint(path)
+            checkpoint.verify()
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
+            continue
+        if any(checkpoint.document[key] != value for key, value in asdict(expected).items() if key != "step"):
+            logger.warning("checkpoint %s is of another training and is not used", path)
+            continue
+        return checkpoint
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{final.name}.tmp")
+
+
+def _shares(held: Iterator[Held], mesh: Mesh) -> Iterator[tuple[Held, bool]]:
+    """Each tensor, and whether this rank writes it.
+
+    Of the ranks that hold the same, the one with the least to write so far writes: all of them reckon alike.
+    """
+    layout, place = mesh.layout, mesh.coordinate
+    load = {(data, tensor): 0 for data in range(layout.data) for tensor in range(layout.tensor)}
+    for tensor in held:
+        size = tensor.value.numel() * tensor.value.element_size()
+        if tensor.dim is None:
+            writer = min(load, key=lambda rank: (load[rank], rank))
+            load[writer] += size
+            yield tensor, writer == (place.data, place.tensor)
+        else:
+            data = min(range(layout.data), key=lambda data: sum(load[data, peer] for peer in range(layout.tensor)))
+            for peer in range(layout.tensor):
+                load[data, peer] += size
+            yield tensor, data == place.data

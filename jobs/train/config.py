@@ -2,11 +2,21 @@
 
 from typing import Any
 
-from jobs.layout import BatchShare
+from jobs.layout import BatchShare, ParallelLayout
+
+BUCKET_VALUES = 5_000_000
+"""Values that ZeRO reduces, or gathers, at once: what its buffers hold."""
+PERSISTENT_VALUES = 10_000
+"""Smaller parameters stay whole under ZeRO 3."""
 
 
 def deepspeed_config(
-    share: BatchShare, *, zero_stage: int, precision: str, gradient_clip: float | None
+    share: BatchShare,
+    layout: ParallelLayout,
+    *,
+    precision: str,
+    gradient_clip: float | None,
+    nvme_path: str | None = None,
 ) -> dict[str, Any]:
     """DeepSpeed's JSON for a layout.
 
@@ -24,18 +34,38 @@ def deepspeed_config(
         # Left out, DeepSpeed (0.19) would clip at a norm of 1.
         "gradient_clipping": gradient_clip or 0.0,
     }
-    if precision == "bf16":
-        config["bf16"] = {"enabled": True}
-    if zero_stage > 0:
-        config["zero_optimization"] = {
-            "stage": zero_stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": 5_000_000,
-        }
-    if zero_stage == 3:
-        config["zero_optimization"] |= {
-            "stage3_param_persistence_threshold": 10_000,
-            "stage3_prefetch_bucket_size": 5_000_000,
-        }
+    if precision != "fp32":
+        config[precision] = {"enabled": True}
+    if layout.zero_stage > 0:
+        config["zero_optimization"] = _zero(layout, nvme_path)
+    if layout.pipeline > 1:
+        # Activations travel whole between stages: tensor peers would have to put them together again.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     return config
+
+
+def _zero(layout: ParallelLayout, nvme_path: str | None) -> dict[str, Any]:
+    zero: dict[str, Any] = {
+        "stage": layout.zero_stage,
+        "overlap_comm": False,
+        # At stage 3 it would keep a whole bucket between steps, to save a copy.
+        "contiguous_gradients": layout.zero_stage < 3,
+        "reduce_bucket_size": BUCKET_VALUES,
+        "allgather_bucket_size": BUCKET_VALUES,
+    }
+    if layout.zero_stage == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": PERSISTENT_VALUES,
+            "stage3_prefetch_bucket_size": BUCKET_VALUES,
+            # Left out, up to 1e9 gathered parameters stay whole from the forward pass to the backward pass.
+            "stage3_max_live_parameters": BUCKET_VALUES,
+            "stage3_max_reuse_distance": BUCKET_VALUES,
+        }
+    if layout.offload != "none":
+        place: dict[str, Any] = {"device": layout.offload}
+        if layout.offload == "nvme":
+            place["nvme_path"] = nvme_path
+        zero["offload_optimizer"] = place
+        if layout.zero_stage == 3:
+            zero["offload_param"] = dict(place)
+    return zero

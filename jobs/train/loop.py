@@ -1,6 +1,5 @@
 """The training loop: one for every model, layout and purpose (training, fine-tuning, distillation)."""
 
-import copy
 import math
 import time
 from dataclasses import dataclass, field
@@ -10,21 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from deepspeed import comm
 from torch import nn
 
 from jobs.context import Context
 from jobs.data import Dataset, TrainingBatches
-from jobs.errors import TrainingDiverged
-from jobs.layout import share_batch
+from jobs.errors import SpecError, TrainingDiverged
+from jobs.layout import BatchShare, share_batch
 from jobs.measure.metrics import evaluate
+from jobs.measure.outputs import condense
 from jobs.models.invariant import GROUPED
 from jobs.requests import Recipe
 from jobs.spec.compress import Distill
-from jobs.train.checkpoint import Checkpoints, Position, part
-from jobs.train.engine import Engine
+from jobs.train.checkpoint import Checkpoints, Position
+from jobs.train.engine import Batch, Engine
 from jobs.train.losses import Loss, distillation
-from jobs.train.mesh import device, warm_up
+from jobs.train.mesh import Mesh, device, warm_up
+from jobs.train.pipeline import PipelinedEngine
 from jobs.train.schedule import rate
 
 SYNC_EVERY_STEPS = 10
@@ -32,6 +32,8 @@ SYNC_EVERY_STEPS = 10
 REPORT_EVERY_S = 0.5
 """Least time between two reports of steps: whoever reads them shares the machine with the training."""
 EVALUATION_BATCH = 512
+EVALUATION_VALUES = 1 << 24
+"""Outputs that an evaluation holds at once; a language model has a vocabulary of them for each step."""
 
 
 @dataclass
@@ -77,13 +79,15 @@ def fit(
     checkpoints: Path | None = None,
     teacher: nn.Module | None = None,
     distill: Distill | None = None,
+    block_costs: tuple[int, ...] = (),
 ) -> FitResult:
     """Trains `module` over all the workers of the group and returns it whole on each of them.
 
     Args:
-        module: the same on every rank; left as it is.
+        module: the same on every rank; taken over, and divided as the layout says.
         label: names this training in reports ("train", "recover 1/2").
         checkpoints: a folder that all ranks reach; a training that was broken off goes on from its newest entry.
+        block_costs: what each block of `module` costs to compute, to balance the stages of a pipeline by.
         teacher: with `distill`, the dense parent whose outputs are learnt from.
 
     Raises:
@@ -91,7 +95,7 @@ def fit(
         SpecError: the batch does not divide over the workers.
     """
     warm_up(context)
-    return _Training(module, dataset, recipe, context, label, checkpoints, teacher, distill).run()
+    return _Training(module, dataset, recipe, context, label, checkpoints, teacher, distill, block_costs).run()
 
 
 class _Training:
@@ -105,11 +109,18 @@ class _Training:
         checkpoints: Path | None,
         teacher: nn.Module | None,
         distill: Distill | None,
+        block_costs: tuple[int, ...],
     ) -> None:
-        train = recipe.train
+        train, layout = recipe.train, recipe.layout
+        if layout.size != context.size:
+            raise SpecError.at(
+                "layout", f"a layout of {layout.size} workers for a group of {context.size}", vars(layout)
+            )
         self.recipe, self.train, self.context, self.label = recipe, train, context, label
         self.dataset = dataset
-        self.share = share_batch(train.batch_size, context.size, recipe.micro_batch, _norm_group(module))
+        self.share = share_batch(
+            train.batch_size, layout.data, recipe.micro_batch, _norm_group(module), layout.pipeline
+        )
         num_samples = dataset.num_samples("train")
         self.total_steps = recipe.total_steps(num_samples)
         self.evaluate_after = _epoch_ends(num_samples, train.batch_size, self.total_steps)
@@ -117,28 +128,27 @@ class _Training:
         self.encoding = dataset.encoding(recipe.data.normalize)
         counts = dataset.class_counts if dataset.info.task == "classification" else None
         self.loss = Loss(train, counts, device())
-        self.whole = copy.deepcopy(module)
-        self.engine = Engine(
-            module=copy.deepcopy(module),
-            optimizer=train.optimizer,
-            share=self.share,
-            zero_stage=recipe.zero_stage,
-            precision=train.precision,
-            gradient_clip=train.gradient_clip,
-        )
         self.distill = distill
         self.teacher = teacher.to(device()).eval() if teacher is not None and distill is not None else None
-        self.checkpoints = Checkpoints(checkpoints, train.checkpoint.keep) if checkpoints else None
+        self.mesh = Mesh(layout, context.rank)
+        self.engine = _engine(module, recipe, self.share, self.mesh, block_costs)
+        self.checkpoints = Checkpoints(checkpoints, train.checkpoint.keep, self.mesh) if checkpoints else None
         self.history = History()
         self.pending: list[torch.Tensor] = []
         self.reported, self.reported_at, self.next_report_at = 0, time.monotonic(), -math.inf
 
     def run(self) -> FitResult:
         try:
-            return self._run()
-        finally:
+            result = self._run()
+        except BaseException:
             if self.checkpoints is not None:
-                self.checkpoints.close()
+                self.checkpoints.close(abandon=True)
+            raise
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        self.engine.close()
+        self.mesh.close()
+        return result
 
     def _run(self) -> FitResult:
         step = self._resume()
@@ -159,53 +169,56 @@ class _Training:
                 self._save(step)
                 started = time.monotonic()
         self.history.productive_s += time.monotonic() - started
-        module = None
-        if step == self.total_steps:
-            module = self.whole
-            tensors = {**self.engine.parameters(), **self.engine.buffers()}
-            module.load_state_dict({k: v.cpu() for k, v in tensors.items()}, strict=False)
-            module.eval()
-        self.engine.close()
+        module = self.engine.whole().eval() if step == self.total_steps else None
         return FitResult(module=module, history=self.history, steps=step)
 
     def _step(self, step: int) -> None:
         """One global batch: forward, backward, update. The sum over samples is divided by the whole batch's weight."""
-        context, share = self.context, self.share
+        share, place = self.share, self.mesh.coordinate
         # For layers of the user's own that draw: a function of the place in the run, so that a resume needs no state.
-        torch.manual_seed(((self.train.seed * 1_000_003 + step) * 65_537 + context.rank) % 2**63)
+        torch.manual_seed(((self.train.seed * 1_000_003 + step) * 65_537 + place.data) % 2**63)
         self.engine.set_rate(rate(self.train.schedule, self.train.optimizer.lr, step, self.total_steps))
         weight = self.loss.weight(self.batches.targets(step))
         # DeepSpeed averages over ranks and micro-batches; this turns its average into the sum that we want.
         factor = share.data * share.accumulation / weight
         total = torch.zeros((), device=device())
-        for index in range(share.accumulation):
-            x, y, ids = self.batches.share(step, context.rank, share.data, index, share.accumulation)
-            y = y.to(device())
-            self.engine.begin_part(self.train.seed, step, ids)
-            outputs = self.engine.forward(x)
-            loss = self.loss(outputs, y)
-            total += loss.detach() / weight
-            if self.teacher is not None and self.distill is not None:
-                loss = self._distilled(loss, x, outputs)
-            self.engine.backward_and_step(loss * factor)
-        self.engine.end_batch()
-        self.pending.append(total)
 
-    def _distilled(self, loss: torch.Tensor, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        def criterion(outputs: torch.Tensor, y: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
+            loss = self.loss(outputs, y)
+            total.add_(loss.detach() / weight)
+            if self.teacher is not None and self.distill is not None:
+                loss = self._distilled(loss, x, outputs, y)
+            return loss * factor
+
+        self.engine.train_batch(self._batch(step), criterion)
+        # Tensor peers have the same loss, and only the last stage has any.
+        self.pending.append(total if self.mesh.answers else torch.zeros_like(total))
+
+    def _batch(self, step: int) -> Batch:
+        place, share = self.mesh.coordinate.data, self.share
+        return Batch(
+            self.train.seed,
+            step,
+            part=lambda index: self.batches.share(step, place, share.data, index, share.accumulation),
+            ids=lambda index: self.batches.ids(step, place, share.data, index, share.accumulation),
+        )
+
+    def _distilled(
+        self, loss: torch.Tensor, x: torch.Tensor | None, outputs: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
         assert self.teacher is not None
         assert self.distill is not None
+        assert x is not None
         with torch.no_grad():
-            taught = self.teacher(self.engine.inputs(x).float())
-        away = distillation(outputs, taught, task=self.dataset.info.task, temperature=self.distill.temperature)
+            taught = self.teacher(x.float() if x.is_floating_point() else x)
+        away = distillation(outputs, taught, y, task=self.dataset.info.task, temperature=self.distill.temperature)
         return (1.0 - self.distill.weight) * loss + self.distill.weight * away
 
     def _sync(self, step: int) -> bool:
         """Sums the losses of the last steps over ranks, and agrees on whether to stop."""
         stop = float(self.context.stop_requested())
         values = torch.stack([*self.pending, torch.tensor(stop, device=device())]).double()
-        if self.context.size > 1:
-            comm.all_reduce(values)
-        *losses, stops = values.tolist()
+        *losses, stops = self.mesh.sum(values).tolist()
         self.pending.clear()
         self.history.losses += losses
         if not all(math.isfinite(loss) for loss in losses):
@@ -237,17 +250,15 @@ class _Training:
         }
 
     def _evaluate(self, step: int) -> None:
-        outputs = predict_split(self.engine, self.dataset, "validation", self.encoding, self.context)
+        outputs = self._predict("validation")
         targets = self.dataset.targets("validation")
-        with torch.no_grad():
-            y = torch.tensor(targets, device=device())
-            total = self.loss(torch.from_numpy(outputs).to(device()), y).item()
+        loss = self.loss.from_condensed(outputs, targets)
         value = evaluate(self.recipe.metric, outputs, targets)
         since = self.history.epochs[-1]["step"] if self.history.epochs else 0
         trained = float(np.mean(self.history.losses[since:]))
         self.history.epochs += [
             self._row(step, "train", trained, None),
-            self._row(step, "validation", total / self.loss.weight(targets), value),
+            self._row(step, "validation", loss, value),
         ]
         self.context.report(
             {
@@ -258,36 +269,65 @@ class _Training:
             }
         )
 
+    def _predict(self, split: str) -> npt.NDArray[np.float32]:
+        """The model's outputs on a split, condensed: (n, columns), on every rank. Collective.
+
+        Data ranks compute a share each, all of them equally many batches of one shape: each is a collective.
+        """
+        n, signature = self.dataset.num_samples(split), self.dataset.info.signature
+        each = -(-n // self.share.data)
+        values = signature.outputs * (signature.input_shape[0] if signature.per_step else 1)
+        size = max(1, min(EVALUATION_BATCH, each, EVALUATION_VALUES // values))
+        ids = (np.arange(-(-each // size) * size) + self.mesh.coordinate.data * each) % n
+        chunks = ids.reshape(-1, size)
+        targets = self.dataset.targets(split)
+        samples = (torch.from_numpy(self.dataset.encoded(split, chunk, self.encoding)) for chunk in chunks)
+        found = np.zeros((n, 3 if signature.per_step else signature.outputs), np.float32)
+        with self.engine.evaluating():
+            for chunk, outputs in zip(chunks, self.engine.outputs(samples), strict=True):
+                if outputs is not None and self.mesh.answers:
+                    found[chunk] = condense(outputs.cpu().numpy(), targets[chunk])
+        if self.mesh.layout.size == 1:
+            return found
+        # A sample that a share wraps around to is computed twice: only its own share's is taken.
+        mine = np.arange(n) // each == self.mesh.coordinate.data
+        found[~mine] = 0.0
+        return self.mesh.sum(torch.from_numpy(found).to(device())).cpu().numpy()
+
     def _position(self, step: int) -> Position:
         return Position(step, self.train.batch_size, self.train.seed, self.dataset.fingerprint)
 
     def _save(self, step: int) -> None:
         assert self.checkpoints is not None
         started = time.monotonic()
-        self.checkpoints.save(self.engine, self._position(step), self.history.document(), writer=self.context.rank == 0)
+        self.checkpoints.save(self.engine, self._position(step), self.history.document())
         self.history.checkpoint_s += time.monotonic() - started
 
     def _resume(self) -> int:
-        found = self.checkpoints.newest(self._position(0)) if self.checkpoints else None
+        if self.checkpoints is None:
+            return 0
+        self.checkpoints.remove_remains()
+        found = self.checkpoints.newest(self._position(0))
         if found is None:
             return 0
-        document, tensors = found
-        sample, _, _ = self.batches.share(0, self.context.rank, self.share.data, 0, self.share.accumulation)
         self.engine.module.train()
-        self.engine.restore(
-            part(tensors, "param/"),
-            part(tensors, "buffer/"),
-            part(tensors, "optimizer/"),
-            int(str(document["optimizer_steps"])),
-            sample,
-        )
-        history = document["history"]
-        assert isinstance(history, dict)
-        self.history = History(**history)
-        step = self.reported = int(str(document["step"]))
+        self.engine.restore(found, found.document["scalars"], self._batch(0))
+        self.history = History(**found.document["history"])
+        step = self.reported = int(found.document["step"])
         before = [row for row in self.history.epochs if row["split"] == "validation"]
         self.context.report({"event": "resumed", "label": self.label, "step": step, "epochs": before})
         return step
+
+
+def _engine(module: nn.Module, recipe: Recipe, share: BatchShare, mesh: Mesh, block_costs: tuple[int, ...]) -> Engine:
+    options: dict[str, Any] = {
+        "precision": recipe.train.precision,
+        "gradient_clip": recipe.train.gradient_clip,
+        "nvme_path": recipe.nvme_path,
+    }
+    if recipe.layout.pipeline > 1:
+        return PipelinedEngine(module, recipe.train.optimizer, share, mesh, block_costs=block_costs, **options)
+    return Engine(module, recipe.train.optimizer, share, mesh, **options)
 
 
 def _norm_group(module: nn.Module) -> int | None:
@@ -298,24 +338,3 @@ def _epoch_ends(num_samples: int, batch_size: int, total_steps: int) -> set[int]
     """The steps after which validation is looked at: where an epoch is complete, and the last."""
     epochs = total_steps * batch_size // num_samples
     return {epoch * num_samples // batch_size for epoch in range(1, epochs + 1)} - {0} | {total_steps}
-
-
-def predict_split(
-    engine: Engine, dataset: Dataset, split: str, encoding: Any, context: Context
-) -> npt.NDArray[np.float32]:
-    """The model's outputs on a split, (n, outputs), on every rank; each computes its share. Collective."""
-    n = dataset.num_samples(split)
-    each = -(-n // context.size)
-    # Wrapped around, so that all ranks do the same number of forward passes: under ZeRO 3 each is a collective.
-    ids = (np.arange(each) + context.rank * each) % n
-    parts: list[torch.Tensor] = []
-    with engine.evaluating():
-        for start in range(0, each, EVALUATION_BATCH):
-            x = dataset.encoded(split, ids[start : start + EVALUATION_BATCH], encoding)
-            parts.append(engine.module(engine.inputs(torch.from_numpy(x))).float())
-    outputs = torch.cat(parts)
-    if context.size > 1:
-        gathered = [torch.empty_like(outputs) for _ in range(context.size)]
-        comm.all_gather(gathered, outputs.contiguous())
-        outputs = torch.cat(gathered)
-    return outputs[:n].cpu().numpy()

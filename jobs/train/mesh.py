@@ -4,12 +4,14 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
 
 from jobs.context import Context
+from jobs.layout import Coordinate, ParallelLayout
 
 GROUP_TIMEOUT_S = 300
 
@@ -38,6 +40,133 @@ def warm_up(context: Context, request: Any = None) -> None:
         verbose=False,
         timeout=timedelta(seconds=GROUP_TIMEOUT_S),
     )
+
+
+def disband() -> None:
+    """Ends the process group, so that these processes, or some of them, can form another one."""
+    from deepspeed import comm
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    if not comm.is_initialized():
+        return
+    comm.destroy_process_group()
+    comm.comm.cdb = None
+    # ZeRO 3 numbers modules and parameters for the life of a process, and compares the numbers among the ranks: those
+    # of different ages would not agree.
+    Init.param_id = 0
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__ = ([0],)
+
+
+class Mesh:
+    """A rank's place in a layout, and the groups it belongs to. DeepSpeed takes it for its model-parallel unit (`mpu`).
+
+    Attributes:
+        data_group: the ranks that hold the same part of the model, and take different samples.
+        tensor_group: the ranks that divide each layer of the same stage for the same samples.
+    """
+
+    def __init__(self, layout: ParallelLayout, rank: int) -> None:
+        from deepspeed import comm
+
+        self.layout, self.rank, self.device = layout, rank, device()
+        self.coordinate = layout.coordinate(rank)
+        self._groups: list[Any] = []
+        # Every rank makes every group, in one order, whether it belongs to it or not.
+        for ranks in _lines(layout, "data"):
+            group = self._new_group(ranks)
+            if rank in ranks:
+                self.data_group, self._data_ranks = group, ranks
+        for ranks in _lines(layout, "tensor"):
+            group = self._new_group(ranks)
+            if rank in ranks:
+                self.tensor_group = group
+        self._comm = comm
+
+    def _new_group(self, ranks: list[int]) -> Any:
+        from deepspeed import comm
+
+        self._groups.append(comm.new_group(ranks))
+        return self._groups[-1]
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.coordinate.pipeline == self.layout.pipeline - 1
+
+    @property
+    def answers(self) -> bool:
+        """Whether this rank speaks for its samples: it has the outputs, and its tensor peers keep quiet."""
+        return self.is_last_stage and self.coordinate.tensor == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place. Collective."""
+        if self.layout.size > 1:
+            self._comm.all_reduce(values)
+        return values
+
+    def mean_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks that take different samples, in place. Collective."""
+        if self.layout.data > 1:
+            self._comm.all_reduce(values, group=self.data_group)
+            values /= self.layout.data
+        return values
+
+    def broadcast(self, values: torch.Tensor, source: int) -> torch.Tensor:
+        """Rank `source`'s values, in place. Collective."""
+        if self.layout.size > 1:
+            self._comm.broadcast(values, src=source)
+        return values
+
+    def barrier(self) -> None:
+        if self.layout.size > 1:
+            self._comm.barrier()
+
+    def close(self) -> None:
+        """Ends the groups, and makes DeepSpeed forget them."""
+        from deepspeed.utils import groups
+
+        groups.mpu = None
+        while self._groups:
+            group = self._groups.pop()
+            if group != torch.distributed.GroupMember.NON_GROUP_MEMBER:
+                self._comm.destroy_process_group(group)
+
+    # -- what DeepSpeed asks of an mpu
+
+    def get_data_parallel_group(self) -> Any:
+        return self.data_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self._data_ranks
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.layout.data
+
+    def get_data_parallel_rank(self) -> int:
+        return self.coordinate.data
+
+    def get_model_parallel_group(self) -> Any:
+        return self.tensor_group
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.layout.tensor
+
+    def get_model_parallel_rank(self) -> int:
+        return self.coordinate.tensor
+
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+
+
+def _lines(layout: ParallelLayout, axis: str) -> Iterator[list[int]]:
+    """The ranks that differ in one coordinate alone, line by line."""
+    degree = getattr(layout, axis)
+    for rank in range(layout.size):
+        start = layout.coordinate(rank)
+        if getattr(start, axis) == 0:
+            places = (Coordinate(**{**vars(start), axis: index}) for index in range(degree))
+            yield [layout.rank(place) for place in places]
 
 
 def device() -> torch.device:

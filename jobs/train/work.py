@@ -5,8 +5,12 @@ from typing import Any
 from jobs.context import Context
 from jobs.data import Dataset
 from jobs.models.build import build, save_model
+from jobs.models.inspection import summarize_module
+from jobs.models.registry import summarize
+from jobs.records import Signature
 from jobs.requests import TrainRequest
 from jobs.spec.load import model_section
+from jobs.spec.model import FactoryModel, HuggingFaceModel, Model
 from jobs.storage import write_json
 from jobs.train.loop import FitResult, fit
 
@@ -20,17 +24,34 @@ def train(context: Context, request: TrainRequest) -> dict[str, Any]:
     dataset = Dataset.open(request.dataset)
     info, recipe = dataset.info, request.recipe
     section = model_section(request.model)
-    module = build(section, info.input_shape, info.outputs, seed=recipe.train.seed)
-    result = fit(module, dataset, recipe, context, label="train", checkpoints=request.folder / "checkpoints")
+    costs = _block_costs(section, info.signature) if recipe.layout.pipeline > 1 else ()
+    result = fit(
+        build(section, info.signature, seed=recipe.train.seed),
+        dataset,
+        recipe,
+        context,
+        label="train",
+        checkpoints=request.folder / "checkpoints",
+        block_costs=costs,
+    )
     if result.module is not None and context.rank == 0:
         blueprint = {
             "model": request.model,
-            "input_shape": list(info.input_shape),
-            "outputs": info.outputs,
+            "signature": info.signature.to_json(),
         }
         save_model(result.module, blueprint, request.folder / "model")
         write_json(request.folder / "history.json", result.history.document())
     return summary(result)
+
+
+def _block_costs(section: Model, signature: Signature) -> tuple[int, ...]:
+    """Multiply-accumulates of each block."""
+    if isinstance(section, FactoryModel | HuggingFaceModel):
+        question = {"model": section.model_dump(mode="json"), "signature": signature.to_json()}
+        found = summarize_module(question)
+    else:
+        found = summarize(section, signature)
+    return tuple(max(1, block.macs) for block in found.blocks)
 
 
 def summary(result: FitResult) -> dict[str, Any]:

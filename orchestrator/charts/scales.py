@@ -126,13 +126,18 @@ def linear(
 
 def by_spread(
     values: Sequence[float], start: float, end: float, *, label: Label | None = None, pad: float = 0.06
-) -> Scale:
+) -> Linear | Log:
     """Logarithmic where the values are positive and lie more than a factor of 5 apart, else linear."""
     low, high = min(values), max(values)
     if low > 0 and high / low > 5:
         air = (high / low) ** pad
         return Log(low / air, high * air, start, end, label)
     return linear(values, start, end, label=label, pad=pad)
+
+
+def axis_name(name: str, scale: Scale) -> str:
+    """The name, and whether the axis is logarithmic."""
+    return f"{name}, log scale" if isinstance(scale, Log) else name
 
 
 def decimal_label(step: float) -> Label:

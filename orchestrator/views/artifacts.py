@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from jobs.records import Artifact, Interval, Measurement
 from orchestrator.charts.plots import HALF, Mark, Rule, scatter_chart
-from orchestrator.charts.scales import Log, by_spread, compact_label
+from orchestrator.charts.scales import axis_name, by_spread, compact_label
 from orchestrator.charts.tree import Node, tree
 from orchestrator.selection import pareto_front
 from orchestrator.units import (
@@ -215,8 +215,8 @@ def _plot(
         y,
         marks,
         label=f"{subject.metric} against {x_name}, one mark an artifact",
-        x_name=f"{x_name}{', log scale' if isinstance(x, Log) else ''} (left is better)",
-        y_name=f"{subject.metric}, validation, with its 95 % interval",
+        x_name=f"{axis_name(x_name, x)} (left is better)",
+        y_name=axis_name(f"{subject.metric}, validation, with its 95 % interval", y),
         front=[(points[name]["x"], points[name]["y"]) for name in front],
         rules=rules,
     )

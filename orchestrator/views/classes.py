@@ -1,4 +1,4 @@
-"""How the selected artifact does on validation: class by class, or a regression's figures."""
+"""How the selected artifact does on validation: class by class, or the figures of a regression or a language model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.charts.matrix import heat_map
-from orchestrator.units import significant
+from orchestrator.units import format_metric
 from orchestrator.views.common import Subject, number
 
 MAX_CLASS_ROWS = 40
 MAX_MATRIX_CLASSES = 120
 MAX_CONFUSIONS = 8
 _REGRESSION_NAMES = {"rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+_LANGUAGE_NAMES = {"perplexity": "Perplexity", "bits_per_token": "Bits a token", "accuracy": "Next token right"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class ClassesView:
 
 
 @dataclass(frozen=True)
-class RegressionView:
+class FiguresView:
+    title: str
+    lead: str
     figures: tuple[tuple[str, str, str], ...]
     """Name, the selected artifact's, the dense model's (empty where they are one)."""
 
 
-def details_view(subject: Subject) -> ClassesView | RegressionView | None:
+def details_view(subject: Subject) -> ClassesView | FiguresView | None:
     """None where the selected artifact (or, without one, the dense model) has no details."""
     artifact = subject.selected or subject.dense
     if artifact is None:
@@ -52,16 +55,27 @@ def details_view(subject: Subject) -> ClassesView | RegressionView | None:
     parent = {} if is_dense or subject.dense is None else subject.dense.measurement.details
     if isinstance(details.get("classes"), list) and details["classes"]:
         return _classes(details, parent)
-    figures = tuple(
+    lead = "The selected artifact on validation, through its exported file"
+    if "perplexity" in details:
+        tokens, samples = (number(details.get(name)) or 0.0 for name in ("tokens", "samples"))
+        lead += f": {tokens:,.0f} tokens to predict, in {samples:,.0f} samples."
+        return FiguresView("Language model", lead, _figures(details, parent, _LANGUAGE_NAMES))
+    figures = _figures(details, parent, _REGRESSION_NAMES)
+    return FiguresView("Regression", f"{lead}, in the target's own units.", figures) if figures else None
+
+
+def _figures(
+    details: dict[str, Any], parent: dict[str, Any], names: dict[str, str]
+) -> tuple[tuple[str, str, str], ...]:
+    return tuple(
         (
             title,
-            significant(value, 4),
-            significant(before, 4) if (before := number(parent.get(name))) is not None else "",
+            format_metric(name, value),
+            format_metric(name, before) if (before := number(parent.get(name))) is not None else "",
         )
-        for name, title in _REGRESSION_NAMES.items()
+        for name, title in names.items()
         if (value := number(details.get(name))) is not None
     )
-    return RegressionView(figures) if figures else None
 
 
 def _classes(details: dict[str, Any], parent: dict[str, Any]) -> ClassesView:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jobs.records import Artifact, RunReport
 from jobs.spec.job import HIGHER_IS_BETTER
-from orchestrator.charts.scales import Linear, linear, power_label
+from orchestrator.charts.scales import Linear, Log, by_spread, linear, power_label
 from orchestrator.selection import Direction
 from orchestrator.units import PERCENT_METRICS, format_change
 
@@ -68,7 +68,10 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def metric_scale(metric: str, values: Sequence[float], start: float, end: float) -> Linear:
+def metric_scale(metric: str, values: Sequence[float], start: float, end: float) -> Linear | Log:
+    """Perplexity falls by orders of magnitude, from the size of the vocabulary on."""
+    if metric == "perplexity":
+        return by_spread(values, start, end)
     return linear(values, start, end, percent=metric in PERCENT_METRICS)
 
 

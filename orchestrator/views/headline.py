@@ -8,6 +8,7 @@ from markupsafe import Markup
 from jobs.records import Artifact, RunReport
 from orchestrator.charts import svg
 from orchestrator.units import (
+    PERCENT_METRICS,
     format_amount,
     format_bytes,
     format_change,
@@ -15,6 +16,7 @@ from orchestrator.units import (
     format_metric,
     format_ms,
     format_ratio,
+    format_relative,
     format_seconds,
 )
 from orchestrator.verdict import p50
@@ -34,6 +36,8 @@ class Tile:
 
 @dataclass(frozen=True)
 class Headline:
+    notice: str
+    """What to know before any figure; may be empty."""
     statement: Markup
     tiles: tuple[Tile, ...]
     facts: tuple[tuple[str, str], ...]
@@ -41,10 +45,19 @@ class Headline:
 
 def headline(report: RunReport, subject: Subject) -> Headline:
     return Headline(
+        notice=_notice(report),
         statement=_statement(report, subject),
         tiles=_tiles(report, subject),
         facts=tuple(_facts(report)),
     )
+
+
+def _notice(report: RunReport) -> str:
+    source = dig(report.spec, "data.source", {})
+    named = " ".join(str(source.get(key, "")) for key in ("name", "path"))
+    if "synthetic" not in named.lower():
+        return ""
+    return "SYNTHETIC data: a program made them up. No figure here says anything about real data."
 
 
 def _statement(report: RunReport, subject: Subject) -> Markup:
@@ -60,6 +73,7 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
     allowed = report.budget.get("max_metric_drop")
     if allowed is not None:
         budget += f" of {format_amount(subject.metric, float(allowed))}"
+        budget += "" if subject.metric in PERCENT_METRICS else f" in {subject.metric}"
     measured = selected.measurement
     if dense is None or selected.name == dense.name:
         figure = format_metric(subject.metric, measured.metric.value)
@@ -80,7 +94,10 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
     if parts:
         sentence += Markup(": {} than the dense model").format(Markup(" and ").join(parts))
     if (delta := measured.metric_delta) is not None:
-        sentence += Markup(", {} <b>{}</b>").format(subject.metric, format_change(subject.metric, delta.value))
+        relative = format_relative(subject.metric, measured.metric.value, dense.measurement.metric.value)
+        sentence += Markup(", {} <b>{}</b>{}").format(
+            subject.metric, format_change(subject.metric, delta.value), relative
+        )
     return sentence + Markup(", {}.").format(budget)
 
 
@@ -158,9 +175,8 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     if counts:
         shown = (f"{counts[split]:,} {split}" for split in ("train", "validation", "test") if split in counts)
         facts.append(("Samples", ", ".join(shown)))
-    shape = dig(report.dataset, "input_shape")
-    if shape:
-        facts.append(("Input", " × ".join(str(axis) for axis in shape)))
+    if sample := _sample(report.dataset):
+        facts.append(("Input", sample))
     facts.append(("Model", str(dig(report.spec, "model.name", "not named"))))
     optimizer = dig(report.spec, "train.optimizer", {})
     if optimizer:
@@ -189,10 +205,30 @@ def _facts(report: RunReport) -> list[tuple[str, str]]:
     return facts
 
 
+def _sample(dataset: dict[str, Any]) -> str:
+    """What one sample is, in words; empty where the report does not know."""
+    shape, codes = dig(dataset, "input_shape", []), dig(dataset, "num_codes", [])
+    match dataset.get("kind"), *shape:
+        case "tokens", steps if codes:
+            return f"{steps:,} tokens of a vocabulary of {codes[0]:,}"
+        case "codes", columns if codes:
+            most = f"{min(codes):,} to {max(codes):,}" if min(codes) < max(codes) else f"{codes[0]:,}"
+            return f"{columns} column{'s' * (columns != 1)} of {most} codes"
+        case "sequence", steps, features:
+            return f"up to {steps:,} steps of {features - 1:,} feature{'s' * (features != 2)}"
+        case "vector", features:
+            return f"{features:,} feature{'s' * (features != 1)}"
+    return " × ".join(str(axis) for axis in shape)
+
+
 def _layout(layout: dict[str, Any]) -> str:
     degrees = [f"{axis} {layout[axis]}" for axis in ("data", "tensor", "pipeline") if layout.get(axis, 1) != 1]
-    words = " × ".join(degrees) or "one worker"
-    return f"{words}, ZeRO {layout['zero_stage']}" if "zero_stage" in layout else words
+    words = [" × ".join(degrees) or "one worker"]
+    if "zero_stage" in layout:
+        words.append(f"ZeRO {layout['zero_stage']}")
+    if layout.get("offload", "none") != "none":
+        words.append(f"offload to {layout['offload']}")
+    return ", ".join(words)
 
 
 def _ratio(theirs: float, ours: float) -> float | None:

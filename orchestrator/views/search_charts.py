@@ -8,7 +8,7 @@ from markupsafe import Markup
 from jobs.records import Trial
 from orchestrator.charts.parallel import BOTTOM, TOP, Dimension, Strand, parallel_coordinates
 from orchestrator.charts.plots import HALF, Area, Mark, Series, line_chart, scatter_chart
-from orchestrator.charts.scales import Category, Linear, Log, Scale, by_spread, compact_label, linear
+from orchestrator.charts.scales import Category, Linear, Log, Scale, axis_name, by_spread, compact_label, linear
 from orchestrator.selection import pareto_front
 from orchestrator.views.common import compressed, metric_scale, number, show
 from orchestrator.views.study import OBJECTIVE_FORMS, OBJECTIVE_NAMES, Study, reached, short_key
@@ -66,7 +66,7 @@ def history(study: Study) -> Markup | None:
         [Series(stairs, "best-line", steps=True)] if stairs else [],
         label=f"{study.subject.metric} of each trial, with the best so far",
         x_name="trial",
-        y_name=f"{study.subject.metric}, validation",
+        y_name=axis_name(f"{study.subject.metric}, validation", y),
         marks=marks,
     )
 
@@ -89,14 +89,15 @@ def curves(study: Study) -> Markup | None:
         return None
     values = [y for one in series for _, y in one.points]
     epochs = [x for one in series for x, _ in one.points]
+    y = metric_scale(study.subject.metric, values, *HALF.y_range)
     return line_chart(
         HALF,
         linear(epochs, *HALF.x_range, whole=True, pad=0.03),
-        metric_scale(study.subject.metric, values, *HALF.y_range),
+        y,
         series,
         label=f"validation {study.subject.metric} by epoch, one line a trial",
         x_name="epoch",
-        y_name=f"{study.subject.metric}, validation",
+        y_name=axis_name(f"{study.subject.metric}, validation", y),
     )
 
 
@@ -128,14 +129,15 @@ def trade_off(study: Study, name: str) -> Markup | None:
         for trial in compressed(done, MAX_MARKS)
     ]
     x = by_spread([trial.values[name] for trial in done], *HALF.x_range, label=compact_label(form))
+    y = metric_scale(study.subject.metric, [trial.values["metric"] for trial in done], *HALF.y_range)
     return scatter_chart(
         HALF,
         x,
-        metric_scale(study.subject.metric, [trial.values["metric"] for trial in done], *HALF.y_range),
+        y,
         marks,
         label=f"{study.subject.metric} against {OBJECTIVE_NAMES[name]}, one mark a trial",
-        x_name=f"{OBJECTIVE_NAMES[name]}{', log scale' if isinstance(x, Log) else ''}",
-        y_name=f"{study.subject.metric}, validation",
+        x_name=axis_name(OBJECTIVE_NAMES[name], x),
+        y_name=axis_name(f"{study.subject.metric}, validation", y),
         front=[(trial.values[name], trial.values["metric"]) for trial in done if trial.number in front],
     )
 
@@ -194,14 +196,15 @@ def parameter_slice(study: Study, key: str, area: Area) -> Markup | None:
             )
     if len(marks) < 2:
         return None
+    upright = metric_scale(study.subject.metric, [mark.y for mark in marks], *area.y_range)
     return scatter_chart(
         area,
         scale,
-        metric_scale(study.subject.metric, [mark.y for mark in marks], *area.y_range),
+        upright,
         marks,
         label=f"{study.subject.metric} over {key}, one mark a trial",
-        x_name=f"{short_key(key)}{', log scale' if isinstance(scale, Log) else ''}",
-        y_name=f"{study.subject.metric}, validation",
+        x_name=axis_name(short_key(key), scale),
+        y_name=axis_name(f"{study.subject.metric}, validation", upright),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.charts.plots import THIRD, Mark, Series, line_chart
-from orchestrator.charts.scales import Linear, compact_label, linear, power_label
+from orchestrator.charts.scales import Linear, axis_name, compact_label, linear, power_label
 from orchestrator.units import format_metric, significant
 from orchestrator.views.common import Subject, compressed, metric_scale, number
 
@@ -123,15 +123,15 @@ def _metric(rows: Sequence[_Row], unit: str, subject: Subject) -> Markup | None:
     best = _best(measured, subject)
     shown = format_metric(subject.metric, best.metric or 0.0)
     mark = Mark(best.x, best.metric or 0.0, "fill-best", f"best: {shown} at {best.when}", label=shown)
-    values = [y for _, y in series.points] + [mark.y]
+    y = metric_scale(subject.metric, [y for _, y in series.points] + [mark.y], *THIRD.y_range)
     return line_chart(
         THIRD,
         _time([series], unit),
-        metric_scale(subject.metric, values, *THIRD.y_range),
+        y,
         [series],
         label=f"validation {subject.metric}",
         x_name=unit,
-        y_name=f"{subject.metric}, validation",
+        y_name=axis_name(f"{subject.metric}, validation", y),
         marks=[mark],
     )
 

@@ -168,11 +168,49 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("exactly one", "random_crop, horizontal_flip, rotate"),
     ),
     "layout and workers": ({"layout": {"data": 2}}, "layout.data", ("resources.workers = 1", "layout.data = 1")),
+    "degrees and workers": (
+        {"layout": {"tensor": 2, "pipeline": 2}, "resources.workers": 8},
+        "layout.data",
+        ("1 × 2 × 2 = 4, but resources.workers = 8", "layout.data = 2"),
+    ),
+    "degrees that divide no workers": (
+        {"layout": {"tensor": 2}, "resources.workers": 3},
+        "layout.data",
+        ("resources.workers = 3", "tensor × pipeline that divides 3: 1, 3"),
+    ),
     "bf16 without ZeRO": (
         {"train.precision": "bf16", "layout": {"zero_stage": 0}},
         "layout.zero_stage",
         ("got 0", "1, 2, 3"),
     ),
+    "fp16 on processors": ({"train.precision": "fp16"}, "train.precision", ("got 'fp16'", "bf16 works", "fp32, bf16")),
+    "fp16 on processors, searched": (
+        space("train.precision", {"choice": ["bf16", "fp16"]}),
+        "search.space.train.precision",
+        ("got 'fp16'", "fp32, bf16"),
+    ),
+    "a pipeline and ZeRO 2": (
+        {"layout": {"pipeline": 2, "zero_stage": 2}, "resources.workers": 2},
+        "layout.zero_stage",
+        ("got 2", "accumulates gradients", "0, 1"),
+    ),
+    "offload without ZeRO": (
+        {"layout": {"offload": "cpu"}},
+        "layout.offload",
+        ("got 'cpu'", "ZeRO's optimizer", "a layout.zero_stage of 1 to 3"),
+    ),
+    "nvme at ZeRO 1": (
+        {"layout": {"offload": "nvme", "zero_stage": 1, "nvme_path": "/tmp"}},
+        "layout.offload",
+        ("got 'nvme'", "ZeRO 3 alone", "a layout.zero_stage of 3"),
+    ),
+    "nvme without a path": (
+        {"layout": {"offload": "nvme", "zero_stage": 3}},
+        "layout.nvme_path",
+        ("a folder on a local disk",),
+    ),
+    "a path without nvme": ({"layout": {"nvme_path": "/tmp"}}, "layout.nvme_path", ("got '/tmp'", "offload nvme")),
+    "tensor beyond all": ({"layout": {"tensor": 65}}, "layout.tensor", ("got 65", "at most 64")),
     "no ONNX": ({"export.formats": ["safetensors"]}, "export.formats", ("`onnx` must be listed",)),
     "a scheme twice": ({"compress.quantize.schemes": ["fp16", "fp16"]}, "compress.quantize.schemes", ("twice",)),
     "no schemes": ({"compress.quantize.schemes": []}, "compress.quantize.schemes", ("at least 1",)),
@@ -259,13 +297,106 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("got 3", "1 to 2"),
     ),
 }
+TEXT = {"kind": "text", "path": "reviews.jsonl"}
+PLAIN = {"kind": "text", "path": "prose.txt"}
+TABLE = {"kind": "csv", "path": "ratings.csv"}
+
+
+def tokenizer(**keys: Any) -> dict[str, Any]:
+    return {"data.source": {**TEXT, "tokenizer": keys}}
+
+
+SPECS |= {
+    # Text.
+    "text of an unknown kind": (
+        {"data.source": {"kind": "text", "path": "prose.md"}},
+        "data.source.path",
+        ("got 'prose.md'", ".txt, .jsonl, .csv"),
+    ),
+    "a column of plain text": (
+        {"data.source": {**PLAIN, "column": "text"}},
+        "data.source.column",
+        ("no columns", "null"),
+    ),
+    "no column of a table": ({"data.source": {**TEXT, "column": None}}, "data.source.column", (".jsonl",)),
+    "a target in plain text": ({"data.source": PLAIN, "data.target": "label"}, "data.target", ("no columns",)),
+    "the text as target": ({"data.source": TEXT, "data.target": "text"}, "data.target", ("another column",)),
+    "no tokens a sample": ({"data.source": {**TEXT, "length": 0}}, "data.source.length", ("at least 1",)),
+    "truncated chunks": (
+        {"data.source": {**TEXT, "truncate": True}},
+        "data.source.truncate",
+        ("nothing to truncate", "false"),
+    ),
+    "a misspelt tokenizer": (
+        tokenizer(kind="bqe"),
+        "data.source.tokenizer.kind",
+        ("word, byte, char", "did you mean 'bpe'"),
+    ),
+    "a tokenizer trained and loaded": (
+        tokenizer(kind="bpe", file="t.json"),
+        "data.source.tokenizer.kind",
+        ("exclude each other",),
+    ),
+    "a tokenizer of neither": (tokenizer(kind=None), "data.source.tokenizer.kind", ("a kind to train, or a file",)),
+    "bytes that do not fit": (tokenizer(vocab_size=257), "data.source.tokenizer.vocab_size", ("at least 258",)),
+    "fewer bytes than there are": (
+        tokenizer(kind="byte", vocab_size=100),
+        "data.source.tokenizer.vocab_size",
+        ("byte tokenizer", "null"),
+    ),
+    "a size for a loaded tokenizer": (
+        tokenizer(file="t.json", vocab_size=100),
+        "data.source.tokenizer.vocab_size",
+        ("loaded",),
+    ),
+    # Language models.
+    "a language model under mse": ({"data.source": PLAIN, "train.loss": "mse"}, "train.loss", ("cross_entropy",)),
+    "a language model under bce": ({"data.source": TEXT, "train.loss": "bce"}, "train.loss", ("cross_entropy",)),
+    "a language model's f1": (
+        {"data.source": PLAIN, "metric": "f1_macro"},
+        "metric",
+        ("language model", "perplexity, log_loss, accuracy"),
+    ),
+    "a language model's weights": (
+        {"data.source": PLAIN, "train.class_weights": "balanced"},
+        "train.class_weights",
+        ("no classes",),
+    ),
+    "a language model's direction": (
+        {"data.source": PLAIN, **space("train.optimizer.lr", {"choice": [0.1]}, objectives={"metric": "max"})},
+        "search.objectives.metric",
+        ("perplexity", "min"),
+    ),
+    "the perplexity of images": ({"metric": "perplexity"}, "metric", ("cross_entropy", "accuracy, f1_macro")),
+    "the perplexity of labelled text": (
+        {"data.source": TEXT, "data.target": "label", "metric": "perplexity"},
+        "metric",
+        ("got 'perplexity'",),
+    ),
+    # Codes.
+    "a recommender of features": (
+        {"data.source": TABLE, "data.target": "rating", "data.categories": "one_hot", "model": {"name": "recommender"}},
+        "data.categories",
+        ("got 'one_hot'", "codes"),
+    ),
+    "codes for a perceptron": (
+        {"data.source": TABLE, "data.target": "rating", "data.categories": "codes", "model": {"name": "mlp"}},
+        "data.categories",
+        ("mlp", "one_hot, or model recommender"),
+    ),
+    "misspelt categories": ({"data.categories": "onehot"}, "data.categories", ("did you mean 'one_hot'",)),
+    "a delimiter of three": (
+        {"data.source": {**TABLE, "delimiter": ":::"}, "data.target": "rating"},
+        "data.source.delimiter",
+        ("at most 2",),
+    ),
+    "a column without a name": (
+        {"data.source": {**TABLE, "columns": ["user", ""]}, "data.target": "rating"},
+        "data.source.columns.1",
+        ("at least 1",),
+    ),
+}
 LATER: dict[str, tuple[dict[str, Any], str]] = {
-    "text": ({"data.source": {"kind": "text", "path": "x"}}, "data.source.kind"),
-    "perplexity": ({"metric": "perplexity"}, "metric"),
-    "fp16": ({"train.precision": "fp16"}, "train.precision"),
-    "tensor": ({"layout": {"tensor": 2}}, "layout.tensor"),
-    "pipeline": ({"layout": {"pipeline": 2}}, "layout.pipeline"),
-    "offload": ({"layout": {"offload": "cpu"}}, "layout.offload"),
     "elastic": ({"resources.workers": [1, 4]}, "resources.workers"),
     "ray_train": ({"resources.runtime": "ray_train"}, "resources.runtime"),
     "pack": ({"compress.pack": {"sparsity": 0.9}}, "compress.pack"),
@@ -280,7 +411,6 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
         name: ({"compress.quantize.schemes": [name]}, "compress.quantize.schemes")
         for name in ("bf16", "int8_qat", "int4_weight")
     },
-    **{name: ({"model.name": name}, "model.name") for name in ("lstm", "transformer", "recommender")},
 }
 
 
@@ -317,14 +447,35 @@ def test_every_problem_is_found_and_no_other() -> None:
 
 PLANS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "a batch that workers can't divide": (
-        {"train.batch_size": 33, "resources.workers": 2},
+        {"train.batch_size": 33, "resources.workers": 2, "layout": {"data": 2}},
         "train.batch_size",
         ("33", "2 data-parallel workers", "a multiple of 2"),
     ),
     "a batch smaller than the workers": (
-        {"train.batch_size": 2, "resources.workers": 4},
+        {"train.batch_size": 2, "resources.workers": 4, "layout": {"data": 4}},
         "train.batch_size",
         ("a multiple of 4",),
+    ),
+    "a batch that no layout of the workers divides": (
+        {"train.batch_size": 33, "resources.workers": 64},
+        "train.batch_size",
+        ("33", "64 data-parallel workers", "a multiple of 64"),
+    ),
+    "a tensor degree that divides no width": (
+        {"resources.workers": 7, "layout": {"tensor": 7}},
+        "layout.tensor",
+        ("got 7", "greatest common divisor is 120", "1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 24, 30, 40, 60"),
+    ),
+    "more stages than blocks": (
+        {"resources.workers": 6, "layout": {"pipeline": 6}},
+        "layout.pipeline",
+        ("got 6", "the model has 5", "1 to 5"),
+    ),
+    "searched widths that the tensor degree does not divide": (
+        {"model": {"name": "resnet", "args": {"depth": 8}}, "layout": {"tensor": 16}, "resources.workers": 16}
+        | space("model.args.width", {"choice": [16, 24]}),
+        "search.space.model.args.width",
+        ("got 24", "layout.tensor", "1, 2, 3, 4, 6, 8, 12, 24"),
     ),
     "a share that micro-batches can't divide": (
         {"train.batch_size": 64, "resources.workers": 2, "layout": {"data": 2, "micro_batch": 5}},
@@ -332,12 +483,12 @@ PLANS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("got 5", "a divisor of 32"),
     ),
     "a searched batch that workers can't divide": (
-        space("train.batch_size", {"choice": [32, 33]}) | {"resources.workers": 2},
+        space("train.batch_size", {"choice": [32, 33]}) | {"resources.workers": 2, "layout": {"data": 2}},
         "search.space.train.batch_size",
         ("got 33", "a multiple of 2"),
     ),
     "searched batches in between": (
-        space("train.batch_size", {"int": [32, 64]}) | {"resources.workers": 2},
+        space("train.batch_size", {"int": [32, 64]}) | {"resources.workers": 2, "layout": {"data": 2}},
         "search.space.train.batch_size",
         ("got 33",),
     ),
@@ -370,6 +521,11 @@ PLANS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         {"data.augment": [{"random_crop": {"padding": 8}}]},
         "data.augment.0.random_crop.padding",
         ("got 8", "1 to 7"),
+    ),
+    "codes of images": (
+        {"model": {"name": "recommender"}},
+        "data.categories",
+        ("images", "one_hot, or a source of tables"),
     ),
     "an image model for tables": (
         {"data.source.name": "breast_cancer"},
@@ -609,6 +765,16 @@ def other_size(folder: Path) -> None:
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(folder / "cat" / "03.png")
 
 
+def text(content: bytes, **source: Any) -> Callable[[Path], dict[str, Any]]:
+    def make(folder: Path) -> dict[str, Any]:
+        folder.mkdir()
+        (folder / "prose.txt").write_bytes(content)
+        path = str(folder / "prose.txt")
+        return {"data.source": {"kind": "text", "path": path, **source}, "model": {"name": "transformer"}}
+
+    return make
+
+
 PATH = "data.source.path"
 TARGET = "data.target"
 OBJECTS = np.array([{"a": 1}] * 60, dtype=object)
@@ -655,6 +821,23 @@ DATA: dict[str, tuple[Callable[[Path], dict[str, Any]], str, tuple[str, ...]]] =
     "samples without targets": (archive(x=np.zeros((60, 3)), y=np.arange(59) % 2), PATH, ("60", "59")),
     "infinite samples": (archive(x=np.full((60, 3), np.inf), y=np.arange(60) % 2), PATH, ("infinite",)),
     "a truncated archive": (truncated_archive, PATH, ("damaged",)),
+    "a length beyond the steps": (
+        archive(x=np.zeros((60, 3, 2)), lengths=np.full(60, 4), y=np.arange(60) % 2),
+        PATH,
+        ("4 in sample 1", "1 to 3"),
+    ),
+    "tokens below 0": (
+        archive(x=np.full((60, 3), -1), lengths=np.full(60, 3), y=np.arange(60) % 2),
+        PATH,
+        ("the token -1 in sample 1",),
+    ),
+    "text that is not UTF-8": (text(b"abc\xff"), PATH, ("not UTF-8", "byte 3")),
+    "text without a whole chunk": (text(b"word " * 20), "data.source.length", ("the train split", "got 128")),
+    "augmented text": (
+        lambda folder: text(b"word " * 2000, length=8)(folder) | {"data.augment": ["horizontal_flip"]},
+        "data.augment",
+        ("for images", "text or tokens"),
+    ),
     "an image that is none": (image_folder(no_image), PATH, ("03.png", "no image")),
     "a truncated image": (image_folder(half_an_image), PATH, ("03.png", "damaged")),
     "images of two sizes": (image_folder(other_size), PATH, ("03.png", "9")),
@@ -703,7 +886,8 @@ COMMANDS = (
     "unknown at the top",
     "not a number",
     "illegal in between",
-    "tensor",
+    "a pipeline and ZeRO 2",
+    "a tensor degree that divides no width",
     "a batch that workers can't divide",
     "a crop as wide as the image",
     "a key twice",
@@ -714,6 +898,7 @@ COMMANDS = (
     "a misspelt target",
     "objects for targets",
     "one class",
+    "text that is not UTF-8",
 )
 READING_ALONE = ("a truncated gzip", "a truncated image")
 """What a plan cannot see."""

@@ -92,6 +92,57 @@ def test_regression_has_defaults_of_its_own() -> None:
     assert (spec.metric, spec.task, spec.metric_direction) == ("rmse", "regression", "min")
 
 
+TEXT: dict[str, Any] = {
+    "name": "words",
+    "data": {"source": {"kind": "text", "path": "a.txt"}},
+    "model": {"name": "mlp"},
+}
+TABLE: dict[str, Any] = {"source": {"kind": "csv", "path": "ratings.csv"}, "target": "rating"}
+
+
+def test_text_without_a_target_makes_a_language_model() -> None:
+    spec = JobSpec.parse(with_values(TEXT, {"train.label_smoothing": 0.1}))
+    assert (spec.metric, spec.task, spec.metric_direction) == ("perplexity", "language_model", "min")
+    for metric, direction in (("log_loss", "min"), ("accuracy", "max")):
+        assert JobSpec.parse({**TEXT, "metric": metric}).metric_direction == direction
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric", "task"), [("cross_entropy", "accuracy", "classification"), ("mse", "rmse", "regression")]
+)
+def test_text_with_a_target_does_not(loss: str, metric: str, task: str) -> None:
+    source = {"kind": "text", "path": "reviews.jsonl"}
+    spec = JobSpec.parse({**TEXT, "data": {"source": source, "target": "label"}, "train": {"loss": loss}})
+    assert (spec.metric, spec.task) == (metric, task)
+
+
+def test_defaults_of_text() -> None:
+    def tokenizer(**asked: Any) -> dict[str, Any]:
+        source = {"kind": "text", "path": "a.JSONL", **({"tokenizer": asked} if asked else {})}
+        resolved = JobSpec.parse({**TEXT, "data": {"source": source}}).resolved()
+        assert JobSpec.parse(resolved).resolved() == resolved
+        assert resolved["data"]["source"]["column"] == "text"
+        understood: dict[str, Any] = resolved["data"]["source"]["tokenizer"]
+        return understood
+
+    assert tokenizer() == {"file": None, "kind": "bpe", "vocab_size": 2048}
+    assert tokenizer(kind="word")["vocab_size"] == 2048
+    assert tokenizer(kind="char")["vocab_size"] is None
+    assert tokenizer(file="tokenizer.json") == {"file": "tokenizer.json", "kind": None, "vocab_size": None}
+    assert JobSpec.parse(TEXT).resolved()["data"]["source"]["column"] is None
+
+
+def test_a_recommender_takes_codes_unless_told_otherwise() -> None:
+    document = {"name": "films", "data": TABLE, "model": {"name": "recommender"}}
+    spec = JobSpec.parse(document)
+    assert spec.data.categories == "codes"
+    assert spec.resolved()["data"]["categories"] == "codes"
+    assert "categories" not in TABLE
+    assert JobSpec.parse({**document, "model": {"name": "mlp"}}).data.categories == "one_hot"
+    own = {**document, "model": {"name": "mine:make"}, "data": {**TABLE, "categories": "codes"}}
+    assert JobSpec.parse(own).data.categories == "codes"
+
+
 def test_steps_take_the_place_of_epochs() -> None:
     spec = JobSpec.parse(with_values(SMALL, {"train.steps": 5}))
     assert (spec.train.epochs, spec.train.steps) == (None, 5)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import SpecError
-from jobs.records import JobPlan, StagePlan
+from jobs.layout import BatchShare, ParallelLayout, refusal
+from jobs.records import BlockSummary, DatasetInfo, JobPlan, ModelSummary, StagePlan
 from jobs.spec import JobSpec
-from orchestrator.plan import PROCESS_BYTES, plan_job
+from orchestrator.layouts import (
+    PROCESS_BYTES,
+    Variant,
+    available_bytes,
+    bubble,
+    choose_layout,
+    legal_layouts,
+    relative_work,
+)
+from orchestrator.plan import plan_job, searched_variants
 from orchestrator.plan_text import plan_lines
 from orchestrator.runs import Storage
 from orchestrator.stages import SCHEMA_VERSIONS, prune_config, train_config
@@ -175,6 +186,7 @@ SAME: list[dict[str, Any]] = [
     {"layout": {"micro_batch": 8}},
     {"resources.workers": 2},
     {"resources.workers": 4, "layout": {"data": 4, "zero_stage": 3}},
+    {"resources.workers": 4, "layout": {"tensor": 2, "pipeline": 2, "zero_stage": 1, "offload": "cpu"}},
     {"resources.cpus_per_worker": 2},
     {"retry.max_failures": 0},
     {"train.checkpoint": {"every_steps": 7, "keep": 1}},
@@ -320,60 +332,111 @@ class TestHashes:
         assert without.hashes["train"] == plan_job(spec_of(), storage).hashes["train"]
 
 
-LARGE: dict[str, Any] = {"model": {"name": "mlp", "args": {"hidden": [4096, 4096]}}, "resources.workers": 4}
+# Widths that are prime: no tensor degree divides them.
+LARGE: dict[str, Any] = {"model": {"name": "mlp", "args": {"hidden": [2053] * 24}}, "resources.workers": 4}
+WIDE: dict[str, Any] = {"model": {"name": "mlp", "args": {"hidden": [512] * 4}}, "resources.workers": 4}
 
 
 class TestLayouts:
-    def stage_for(self, storage: Storage, bytes_per_parameter: float, **values: Any) -> JobPlan:
+    def plan_with(self, storage: Storage, bytes_per_parameter: float, **values: Any) -> JobPlan:
         """Plans with so much memory for each parameter, on each of the workers."""
         params = plan_job(spec_of(LARGE), storage).model.params
         each = PROCESS_BYTES + int(params * bytes_per_parameter) + (8 << 20)
         return plan_job(spec_of(LARGE | values), storage, memory_bytes=int(4 * each / 0.8) + 4)
 
-    @pytest.mark.parametrize(("bytes_per_parameter", "stage"), [(16, 0), (10.1, 1), (7.1, 2), (4.1, 3)])
+    @pytest.mark.parametrize(("bytes_per_parameter", "stage"), [(20, 0), (12.1, 1), (9.1, 2), (5.1, 3)])
     def test_auto_takes_the_lowest_stage_that_fits(
         self, bytes_per_parameter: float, stage: int, storage: Storage
     ) -> None:
-        # With Adam in fp32 over 4 workers a parameter takes 16, 10, 7 and 4 bytes.
-        plan = self.stage_for(storage, bytes_per_parameter)
-        assert plan.layout["zero_stage"] == stage
-        assert plan.layout["data"] == 4
+        # At the peak, with Adam in fp32 over 4 workers, a parameter takes 20, 12, 9 and 5 bytes.
+        plan = self.plan_with(storage, bytes_per_parameter)
+        assert plan.layout == {"data": 4, "tensor": 1, "pipeline": 1, "zero_stage": stage, "offload": "none"}
         assert plan.deepspeed.get("zero_optimization", {}).get("stage", 0) == stage
         assert plan.batch == {"global": 32, "micro": 8, "accumulation": 1}
         assert not [warning for warning in plan.warnings if "GB" in warning]
 
     def test_what_fits_nowhere_is_warned_of(self, storage: Storage) -> None:
-        plan = self.stage_for(storage, 2)
-        assert plan.layout["zero_stage"] == 3
+        plan = self.plan_with(storage, 2)
+        assert plan.memory.total == min(found.memory_bytes for found in plan.alternatives)
+        assert plan.alternatives[0].reason == "chosen: the least memory; nothing fits"
+        assert {found.reason for found in plan.alternatives[1:]} == {"needs more memory"}
         (warning,) = plan.warnings
         assert "a worker needs about" in warning
         assert "layout.micro_batch" in warning
 
+    def test_more_workers_than_the_machine_holds_are_not_made_slower(self, storage: Storage) -> None:
+        plan = plan_job(spec_of({"resources.workers": 32}), storage, memory_bytes=8 << 30)
+        assert plan.layout["data"] == 32
+        assert plan.alternatives[0].reason.endswith("no room for so many workers at all")
+        assert "more work" in {found.reason for found in plan.alternatives}
+
     def test_one_worker_has_nothing_to_divide(self, storage: Storage) -> None:
         plan = plan_job(spec_of(), storage, memory_bytes=1 << 20)
-        assert plan.layout["zero_stage"] == 0
+        assert [found.zero_stage for found in plan.alternatives] == [0]
         assert len(plan.warnings) == 1
 
     def test_what_is_asked_for_is_what_is_planned(self, storage: Storage) -> None:
-        layout = {"data": 4, "zero_stage": 1, "micro_batch": 2}
-        plan = self.stage_for(storage, 100, layout=layout)
-        assert plan.layout["zero_stage"] == 1
-        assert plan.batch == {"global": 32, "micro": 2, "accumulation": 4}
+        layout = {"data": 2, "pipeline": 2, "zero_stage": 1, "micro_batch": 4}
+        plan = self.plan_with(storage, 100, layout=layout)
+        assert plan.layout == {"data": 2, "tensor": 1, "pipeline": 2, "zero_stage": 1, "offload": "none"}
+        assert plan.batch == {"global": 32, "micro": 4, "accumulation": 4}
+        assert plan.deepspeed["pipeline"]
 
     def test_the_plan_shows_what_was_considered_and_why(self, storage: Storage) -> None:
-        plan = plan_job(spec_of({"resources.workers": 2}), storage)
-        assert [a.zero_stage for a in plan.alternatives] == [0, 1, 2, 3]
-        assert [a.reason.startswith("chosen") for a in plan.alternatives] == [True, False, False, False]
-        memory = [a.memory_bytes for a in plan.alternatives]
-        assert memory == sorted(memory, reverse=True)
+        plan = plan_job(spec_of({"resources.workers": 2, "model.args.linear_widths": [17]}), storage)
+        assert [(found.data, found.pipeline, found.zero_stage) for found in plan.alternatives] == [
+            (2, 1, 0),
+            (2, 1, 1),
+            (2, 1, 2),
+            (2, 1, 3),
+            (1, 2, 0),
+        ]
+        assert plan.alternatives[0].reason.startswith("chosen: of those that fit")
+        assert [found.reason for found in plan.alternatives[1:]] == [*["sends more"] * 3, "more work"]
         assert plan.alternatives[0].memory_bytes == plan.memory.total
+        assert plan.alternatives[0].relative_work == 1.0
+        # One of two turns more, and the second stage has the convolution's products and more.
+        assert plan.alternatives[-1].relative_work > 1.5
         asked = plan_job(spec_of({"resources.workers": 2, "layout": {"data": 2, "zero_stage": 3}}), storage)
-        assert [a.reason for a in asked.alternatives] == ["chosen: asked for"]
+        assert [found.reason for found in asked.alternatives] == ["chosen: asked for"]
 
-    def test_bf16_takes_a_stage_that_keeps_fp32_weights(self, storage: Storage) -> None:
-        plan = plan_job(spec_of({"train.precision": "bf16"}), storage)
+    def test_a_model_with_large_layers_and_small_batches_is_divided_within_them(self, storage: Storage) -> None:
+        plan = plan_job(spec_of(WIDE), storage)
+        assert plan.layout == {"data": 1, "tensor": 4, "pipeline": 1, "zero_stage": 0, "offload": "none"}
+        data_parallel = next(found for found in plan.alternatives if found.data == 4 and found.zero_stage == 0)
+        assert data_parallel.reason == "sends more"
+
+    def test_a_pipeline_is_taken_where_nothing_else_fits(self, storage: Storage) -> None:
+        # ZeRO gathers a whole layer at a time, several times over; these are all of the model.
+        values = {"model": {"name": "mlp", "args": {"hidden": [2053] * 4}}, "resources.workers": 4}
+        params = plan_job(spec_of(values), storage).model.params
+        each = PROCESS_BYTES + int(params * 8.9)
+        plan = plan_job(spec_of(values), storage, memory_bytes=int(4 * each / 0.8) + 4)
+        assert plan.layout["pipeline"] > 1
+        assert plan.warnings == ()
+        assert {found.reason for found in plan.alternatives if found.data == 4} == {"does not fit"}
+
+    def test_offload_is_taken_where_nothing_fits_on_an_accelerator(self, storage: Storage) -> None:
+        params = plan_job(spec_of(LARGE), storage).model.params
+        values = LARGE | {"resources.workers": 1}
+        memory = int((PROCESS_BYTES + int(params * 13)) / 0.8) + 4
+        assert plan_job(spec_of(values), storage, memory_bytes=memory).layout["offload"] == "none"
+        plan = plan_job(spec_of(values | {"resources.gpus_per_worker": 1}), storage, memory_bytes=memory)
+        assert plan.layout == {"data": 1, "tensor": 1, "pipeline": 1, "zero_stage": 1, "offload": "cpu"}
+        assert plan.memory.on_device == plan.alternatives[0].memory_bytes < plan.memory.total
+        assert plan.deepspeed["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+
+    def test_offload_without_an_accelerator_is_said_to_save_nothing(self, storage: Storage) -> None:
+        plan = plan_job(spec_of({"layout": {"zero_stage": 1, "offload": "cpu"}}), storage)
+        assert "saves nothing here" in plan.warnings[0]
+
+    @pytest.mark.parametrize(("precision", "gpus"), [("bf16", 0), ("fp16", 1)])
+    def test_mixed_precision_takes_a_stage_that_keeps_fp32_weights(
+        self, precision: str, gpus: int, storage: Storage
+    ) -> None:
+        plan = plan_job(spec_of({"train.precision": precision, "resources.gpus_per_worker": gpus}), storage)
         assert plan.layout["zero_stage"] == 1
-        assert plan.deepspeed["bf16"] == {"enabled": True}
+        assert plan.deepspeed[precision] == {"enabled": True}
 
     def test_our_own_layers_do_not_look_at_the_micro_batch(self, storage: Storage) -> None:
         plan = plan_job(spec_of({"model.args.dropout": 0.1, "model.args.batch_norm": True}), storage)
@@ -381,10 +444,157 @@ class TestLayouts:
         assert plan.warnings == ()
 
     def test_a_normalization_group_is_not_split_over_workers(self, storage: Storage) -> None:
-        changes = {"model.args.batch_norm": True, "resources.workers": 2}  # 16 samples a worker, groups of 32
+        # 16 samples a worker, groups of 32
+        changes = {"model.args.batch_norm": True, "resources.workers": 2, "layout": {"data": 2}}
         with pytest.raises(SpecError, match=r"model\.args\.norm_group: .* 2, 4, 8, 16"):
             plan_job(spec_of(changes), storage)
         assert plan_job(spec_of({**changes, "model.args.norm_group": 16}), storage).batch["micro"] == 16
+
+    @pytest.mark.parametrize(
+        "space",
+        [
+            {"train.batch_size": {"choice": [32, 33]}},
+            {"train.precision": {"choice": ["fp32", "bf16"]}},
+            {"model.args.kernel": {"choice": [3, 5]}},
+        ],
+        ids=lambda space: next(iter(space)),
+    )
+    def test_auto_serves_all_that_a_search_may_try(self, space: dict[str, Any], storage: Storage) -> None:
+        spec = spec_of({"search.space": space, "resources.workers": 2})
+        plan = plan_job(spec, storage)
+        layout = ParallelLayout(**plan.layout)
+        for each in searched_variants(spec, plan.dataset, plan.model):
+            each.variant.share(layout)
+        assert (layout.data, layout.zero_stage) == {
+            "train.batch_size": (1, 0),
+            "train.precision": (2, 1),
+            "model.args.kernel": (2, 0),
+        }[next(iter(space))]
+
+    def test_the_recovery_after_pruning_needs_a_batch_that_all_workers_divide(self, storage: Storage) -> None:
+        changes = {"resources.workers": 2, "layout": {"pipeline": 2}, "train.batch_size": 33}
+        assert plan_job(spec_of(changes), storage).layout["pipeline"] == 2
+        with pytest.raises(SpecError, match=r"train\.batch_size: .*recovery after pruning.*a multiple of 2"):
+            plan_job(spec_of(changes | PRUNE), storage)
+        assert plan_job(spec_of(changes | PRUNE | {"train.batch_size": 34}), storage).warnings == ()
+
+    def test_a_recovery_that_may_not_fit_is_warned_of(self, storage: Storage) -> None:
+        layout = {"pipeline": 4, "zero_stage": 1}
+        assert self.plan_with(storage, 8, layout=layout).warnings == ()
+        (warning,) = self.plan_with(storage, 8, layout=layout, **PRUNE).warnings
+        assert "the recovery after pruning is data-parallel" in warning
+
+    def test_what_has_no_channels_is_not_pruned(self, storage: Storage) -> None:
+        with pytest.raises(SpecError, match=r"compress\.prune: model lstm can't be pruned"):
+            plan_job(spec_of(PRUNE | {"model": {"name": "lstm"}}), storage)
+
+
+BLOCKS = st.builds(
+    BlockSummary,
+    name=st.just("block"),
+    params=st.integers(1, 10_000_000),
+    macs=st.integers(0, 10_000_000),
+    activations=st.integers(0, 1000),
+    output_shape=st.tuples(st.integers(1, 1000)),
+    tensor_values=st.integers(0, 1000),
+)
+
+
+def made_of(blocks: list[BlockSummary], split: bool, tensor_width: int) -> ModelSummary:
+    if split:
+        blocks = [block.model_copy(update={"split_params": block.params, "split_macs": block.macs}) for block in blocks]
+    return ModelSummary(
+        blocks=tuple(blocks),
+        params=sum(block.params for block in blocks),
+        macs=sum(block.macs for block in blocks),
+        activations=sum(block.activations for block in blocks),
+        layout_invariant=True,
+        tensor_width=tensor_width,
+    )
+
+
+INFO = DatasetInfo(kind="vector", input_shape=(8,), outputs=2, task="classification", num_samples={"train": 100})
+
+
+class TestAuto:
+    @given(
+        blocks=st.lists(BLOCKS, min_size=1, max_size=6),
+        split=st.booleans(),
+        tensor_width=st.sampled_from([1, 2, 6, 8]),
+        workers=st.integers(1, 8),
+        batch=st.integers(1, 48),
+        precision=st.sampled_from(["fp32", "bf16"]),
+        workers_per_node=st.sampled_from([None, 1, 2]),
+        memory_bytes=st.integers(1 << 30, 16 << 30),
+    )
+    @settings(max_examples=80, deadline=None)
+    def test_every_candidate_is_legal_and_the_choice_the_best_that_fits(
+        self,
+        blocks: list[BlockSummary],
+        split: bool,
+        tensor_width: int,
+        workers: int,
+        batch: int,
+        precision: str,
+        workers_per_node: int | None,
+        memory_bytes: int,
+    ) -> None:
+        spec = spec_of({"resources.workers": workers, "train.batch_size": batch, "train.precision": precision})
+        own = Variant(spec, made_of(blocks, split, tensor_width))
+        per_node = workers_per_node or workers
+        legal = list(legal_layouts([own], workers_per_node=per_node))
+        for layout in legal:
+            assert layout.size == workers
+            assert per_node % layout.tensor == 0
+            assert refusal(layout, spec.layout_setting.of(own.model)) is None
+            share = own.share(layout)
+            assert share.micro * share.accumulation * layout.data == batch
+            assert relative_work(own.model, layout, share) >= 1.0 - 1e-9
+        assert len(set(legal)) == len(legal)
+        if not legal:
+            with pytest.raises(SpecError, match=r"train\.batch_size"):
+                choose_layout(own, INFO, memory_bytes, workers_per_node=workers_per_node)
+            return
+        choice = choose_layout(own, INFO, memory_bytes, workers_per_node=workers_per_node)
+        found = choice.alternatives
+        assert choice.layout in legal
+        assert len(found) == min(12, len(legal))
+        assert [each.reason.startswith("chosen") for each in found] == [True] + [False] * (len(found) - 1)
+        if found[0].fits:
+            assert [each.fits for each in found] == sorted((each.fits for each in found), reverse=True)
+        else:
+            assert not any(each.fits for each in found)
+        if found[0].fits or available_bytes(memory_bytes, workers) <= 0:
+            work = [each.relative_work for each in found if each.fits is found[0].fits]
+            assert all(later > earlier - 0.101 for earlier, later in pairwise(work))
+        else:
+            assert found[0].memory_bytes == min(each.memory_bytes for each in found)
+
+
+@pytest.mark.parametrize(
+    ("layout", "accumulation", "expected"),
+    [
+        (ParallelLayout(data=4), 1, 1.0),
+        # Three turns for two micro-batches; the first stage has 60 of 100.
+        (ParallelLayout(pipeline=2), 2, 3 / 2 * 0.6 * 2),
+        # Of the 100, 80 are divided.
+        (ParallelLayout(tensor=2), 1, (20 + 80 / 2) / 100 * 2),
+        (ParallelLayout(data=2, tensor=2, pipeline=2), 4, 5 / 4 * (20 + 40 / 2) / 100 * 4),
+    ],
+    ids=str,
+)
+def test_relative_work(layout: ParallelLayout, accumulation: int, expected: float) -> None:
+    blocks = [BlockSummary(name="a", params=1, macs=60, split_macs=40)]
+    blocks += [BlockSummary(name="b", params=1, macs=40, split_macs=40)]
+    model = made_of(blocks, False, 2)
+    share = BatchShare(8 * accumulation * layout.data, 8, accumulation, layout.data)
+    assert relative_work(model, layout, share) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("stages", "micro_batches", "expected"), [(1, 1, 0.0), (2, 1, 0.5), (4, 12, 0.2)])
+def test_bubble(stages: int, micro_batches: int, expected: float) -> None:
+    """Narayanan et al. 2021, section 2.2.1: a stage waits for p - 1 of m + p - 1 turns."""
+    assert bubble(stages, micro_batches) == pytest.approx(expected)
 
 
 def test_the_text_shows_every_section(storage: Storage) -> None:
@@ -398,12 +608,24 @@ def test_the_text_shows_every_section(storage: Storage) -> None:
         "89 of 32 samples",
         "data 2 × tensor 1 × pipeline 1, ZeRO 0; batch 32 = micro 16 × accumulation 1 × data 2",
         "2 × (1 CPU, 0 GPU",
-        "data 2, ZeRO 0: ",
-        "chosen: the least communication that fits",
+        "  * data 2 × tensor 1 × pipeline 1, ZeRO 0: ",
+        "1.00× the work; chosen: of those that fit, the least work, then the least sent",
         "run    train",
         "skip   prune            the spec has no compress.prune",
         "train_micro_batch_size_per_gpu: 16",
         "max_metric_drop: 0.005",
+    ):
+        assert part in text, f"{part!r} is not in:\n{text}"
+
+
+def test_the_text_shows_the_stages_of_a_pipeline(storage: Storage) -> None:
+    layout = {"pipeline": 2, "zero_stage": 1, "offload": "cpu"}
+    text = "\n".join(plan_lines(plan_job(spec_of({"resources.workers": 2, "layout": layout}), storage)))
+    for part in (
+        "layout   data 1 × tensor 1 × pipeline 2, ZeRO 1, offload cpu; batch 32 = micro 16 × accumulation 2 × data 1",
+        "stages   stage 1: conv1; stage 2: linear1, classifier",
+        "bubble   33% of a step: each stage waits for 1 of 3 turns",
+        "; off the device ",
     ):
         assert part in text, f"{part!r} is not in:\n{text}"
 

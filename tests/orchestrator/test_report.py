@@ -67,7 +67,7 @@ def an_artifact(
     details: dict[str, Any] | None = None,
     test: bool = False,
 ) -> Artifact:
-    sign = -1 if metric == "rmse" else 1
+    sign = -1 if metric in ("rmse", "perplexity") else 1
     delta = sign * (value - dense_value)
     params = 44_426 if stage == "dense" else 11_800
     interval = Interval(name=metric, value=value, ci95=(value - 0.007, value + 0.0066), n=6000, split="validation")
@@ -263,6 +263,53 @@ def a_regression() -> RunReport:
     )
 
 
+def a_language_model() -> RunReport:
+    options: dict[str, Any] = {"metric": "perplexity", "dense_value": 24.8, "half_width": 0.05}
+    dense, quantized = (
+        an_artifact(name, parent, stage, value, size, ms, **options, details=language_details(value))
+        for name, parent, stage, value, size, ms in (
+            ("dense", None, "dense", 24.8, 2_100_000, 0.43),
+            ("dense-int8_dynamic", "dense", "quantize", 25.2, 540_000, 0.23),
+        )
+    )
+    rows = curve(10, 0.0)
+    for row in rows:
+        row["metric"] = None if row["split"] == "train" else 24.8 + 900.0 / row["epoch"] ** 3
+    spec = a_report().spec
+    return a_report(
+        name="letters",
+        artifacts=(dense, quantized),
+        direction="min",
+        budget_section=Budget(max_metric_drop=0.5),
+        search=None,
+        curves={"train": rows},
+        layout={"data": 2, "tensor": 2, "pipeline": 2, "zero_stage": 1, "offload": "cpu"},
+        dataset={
+            "task": "language_model",
+            "kind": "tokens",
+            "input_shape": [128],
+            "num_codes": [2048],
+            "num_samples": {"train": 9000, "validation": 500, "test": 500},
+        },
+        spec={
+            **spec,
+            "metric": "perplexity",
+            "data": {"source": {"kind": "text", "path": "data/Synthetic-letters.txt"}},
+        },
+    )
+
+
+def language_details(perplexity: float) -> dict[str, Any]:
+    bits = math.log2(perplexity)
+    return {
+        "perplexity": perplexity,
+        "accuracy": 0.412,
+        "bits_per_token": bits,
+        "tokens": 63_500,
+        "samples": 500,
+    }
+
+
 def a_failure() -> RunReport:
     return a_report(
         state="failed", artifacts=(), search=None, curves={}, stages=(), environment={}, dataset={}, spec={}
@@ -315,6 +362,7 @@ EDGE_CASES: dict[str, Callable[[], RunReport]] = {
     "full": a_report,
     "no search": lambda: a_report(search=None),
     "regression": a_regression,
+    "language model": a_language_model,
     "one artifact": lambda: a_report(artifacts=(an_artifact("dense", None, "dense", 0.93, 447_120, 0.05),)),
     "failed": a_failure,
     "empty curves": lambda: a_report(curves={"train": [], "recover/pruned": []}),
@@ -456,6 +504,65 @@ def test_regression_shows_its_figures_and_falling_is_better() -> None:
     for words in ("RMSE", "53.4", "dense model: 53.1", "R²", "0.506", "rmse +0.30"):
         assert words in page.text
     assert "Confusion" not in page.text
+
+
+def test_a_language_model_shows_its_perplexity_and_no_classes() -> None:
+    page = Page(render_html(a_language_model()))
+    for words in (
+        "dense-int8_dynamic was selected: 3.9× smaller and 1.9× faster than the dense model, "
+        "perplexity +0.40 (+1.6 %), within the budget of 0.50 in perplexity.",
+        "128 tokens of a vocabulary of 2,048",
+        "data 2 × tensor 2 × pipeline 2, ZeRO 1, offload to cpu",
+        "63,500 tokens to predict, in 500 samples",
+        "Bits a token 4.655 dense model: 4.632",
+        "Next token right 41.20 %",
+        "best perplexity 25.70 at epoch 10",
+        "perplexity, validation, log scale",
+        "Down and to the left is better",
+    ):
+        assert words in page.text
+    assert "Confusion" not in page.text
+
+
+def test_a_perplexity_out_of_budget_is_said_to_rise() -> None:
+    options: dict[str, Any] = {"metric": "perplexity", "dense_value": 24.8, "half_width": 0.4, "details": {}}
+    dense = an_artifact("dense", None, "dense", 24.8, 2_100_000, 0.43, **options)
+    worse = an_artifact("dense-fp16", "dense", "quantize", 25.5, 1_000_000, 0.43, **options)
+    chosen = select(
+        (dense, worse), dense="dense", budget=Budget(max_metric_drop=0.5), pick="smallest", metric_direction="min"
+    )
+    assert chosen.selected == "dense"
+    assert chosen.artifacts[1].verdict == (
+        "2.1× smaller, perplexity +0.70 (+2.8 %); out of budget: perplexity rises by 0.70, 0.50 allowed; "
+        "not resolvable with n = 6000: the 95 % interval of the rise is wider than the budget"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ({"kind": "codes", "input_shape": [3], "num_codes": [20, 1500, 7]}, "3 columns of 7 to 1,500 codes"),
+        ({"kind": "codes", "input_shape": [1], "num_codes": [20]}, "1 column of 20 codes"),
+        ({"kind": "sequence", "input_shape": [64, 4]}, "up to 64 steps of 3 features"),
+        ({"kind": "vector", "input_shape": [30]}, "30 features"),
+        ({"kind": "image", "input_shape": [1, 28, 28]}, "1 × 28 × 28"),
+    ],
+    ids=["codes", "one-column", "sequence", "vector", "image"],
+)
+def test_a_sample_is_described_by_what_it_is(dataset: dict[str, Any], words: str) -> None:
+    assert words in Page(render_html(a_report(dataset=dataset, search=None))).text
+
+
+@pytest.mark.parametrize(
+    "source", [{"kind": "csv", "path": "data/clicks-SYNTHETIC.csv"}, {"name": "synthetic_ratings"}]
+)
+def test_synthetic_data_are_called_so_before_any_figure(source: dict[str, str]) -> None:
+    report = a_report(search=None)
+    assert "SYNTHETIC" not in Page(render_html(report)).text
+    report = report.model_copy(update={"spec": {**report.spec, "data": {"source": source}}})
+    text = Page(render_html(report)).text
+    assert 0 < text.index("SYNTHETIC data:") < text.index("was selected")
+    assert summary_lines(report)[1].startswith("SYNTHETIC data:")
 
 
 def test_confusion_matrix_shows_counts_and_frequent_errors() -> None:

@@ -1,5 +1,7 @@
 """Where samples come from: one module a kind, all behind the Source protocol."""
 
+from typing import assert_never
+
 from jobs.data.sources.source import Contents, Outline, Source
 from jobs.spec.data import (
     BuiltinSource,
@@ -10,6 +12,7 @@ from jobs.spec.data import (
     ImageFolderSource,
     NpzSource,
     ParquetSource,
+    TextSource,
 )
 
 __all__ = ["Contents", "Outline", "Source", "open_source"]
@@ -45,5 +48,9 @@ def open_source(data: Data) -> Source:
             from jobs.data.sources.table import Table
 
             assert data.target is not None  # the spec sees to it
-            return Table(source, data.target)
-    raise AssertionError(f"the spec admits no source of kind {data.source.kind}")
+            return Table(source, data.target, data.categories)
+        case TextSource() as source:
+            from jobs.data.sources.text import Text
+
+            return Text(source, data.target)
+    assert_never(data.source)

@@ -1,14 +1,15 @@
-"""NumPy archives: `x` and `y`, or `x_train`, `y_train` and perhaps `x_test`, `y_test`."""
+"""NumPy archives: `x` and `y`, or `x_train`, `y_train` and perhaps `x_test`, `y_test`; with lengths, sequences."""
 
 import difflib
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from jobs.data.raw import Array, Columns, Raw
+from jobs.data.raw import Array, Columns, Raw, Sequences
+from jobs.data.sources.arrays import as_channels_first, as_lengths, as_raw, as_steps, check_step_shape
 from jobs.data.sources.source import (
     PATH,
     ColumnNames,
@@ -26,55 +27,76 @@ from jobs.spec.data import NpzSource
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, KeyError)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The names of a split's arrays."""
+
+    x: str
+    y: str
+    lengths: str | None
+
+
 class Npz:
     def __init__(self, source: NpzSource) -> None:
         self.path = existing_file(source.path)
         with _open(self.path, PATH) as archive:
             self.names = {name.removesuffix(".npy") for name in archive.namelist()}
-        self.pairs = self._pairs()
+        self.parts = self._parts()
 
     def files(self) -> dict[str, Path]:
         return {"": self.path}
 
-    def outline(self) -> Outline:
-        shapes = [self._outline_shape(x) for x, _ in self.pairs]
+    def outline(self) -> Outline | None:
+        """None for tokens: how many there are, reading all of them tells."""
+        shapes = [self._outline_shape(part) for part in self.parts]
         self._check_same(shapes)
-        targets = [self._target(y) for _, y in self.pairs]
-        return Outline(shapes[0], *targets)
+        targets = [self._target(part.y) for part in self.parts]
+        tokens = len(shapes[0]) == 1 and self.parts[0].lengths is not None
+        return None if tokens else Outline(shapes[0], *targets)
 
     def read(self) -> Contents:
-        parts = []
-        for x, y in self.pairs:
-            raw, target = as_raw(read_array(self.path, x), f"{x} of {self.path}"), self._target(y)
-            check_lengths(len(raw), len(target.values), f"{x} of {self.path}")
-            parts.append(Samples(raw, target))
-        shapes = [_sample_shape(part.x) for part in parts]
-        self._check_same(shapes)
-        vectors = isinstance(parts[0].x, Columns)
-        names = ColumnNames(tuple(map(str, range(shapes[0][0])))) if vectors else None
-        return Contents(parts[0], parts[1] if len(parts) > 1 else None, names)
+        samples = []
+        for part in self.parts:
+            what = f"{part.x} of {self.path}"
+            x, target = read_array(self.path, part.x), self._target(part.y)
+            raw = as_raw(x, what) if part.lengths is None else as_steps(x, read_array(self.path, part.lengths), what)
+            check_lengths(len(raw), len(target.values), what)
+            samples.append((raw, target))
+        raws = [raw for raw, _ in samples]
+        self._check_same([_sample_shape(raw) for raw in raws])
+        vectors = isinstance(raws[0], Columns)
+        names = ColumnNames(tuple(map(str, range(_sample_shape(raws[0])[0])))) if vectors else None
+        codes = [int(raw.max()) + 1 for raw in raws if isinstance(raw, np.ndarray) and raw.ndim == 2]
+        train, *test = (Samples(raw, target) for raw, target in samples)
+        return Contents(train, test[0] if test else None, names, vocabulary=max(codes, default=None))
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        allowed = "x and y; or x_train, y_train, and perhaps x_test, y_test"
+    def _parts(self) -> list[_Part]:
+        allowed = "x and y; or x_train, y_train, and perhaps x_test, y_test; and lengths, or lengths_train, …"
         if "x_train" in self.names or "y_train" in self.names:
-            wanted = [("x_train", "y_train")]
-            if "x_test" in self.names or "y_test" in self.names:
-                wanted.append(("x_test", "y_test"))
+            both = "x_test" in self.names or "y_test" in self.names
+            suffixes = ["_train", "_test"] if both else ["_train"]
         else:
-            wanted = [("x", "y")]
-        if missing := [name for pair in wanted for name in pair if name not in self.names]:
+            suffixes = [""]
+        with_lengths = any(f"lengths{suffix}" in self.names for suffix in suffixes)
+        parts = [_Part(f"x{s}", f"y{s}", f"lengths{s}" if with_lengths else None) for s in suffixes]
+        wanted = [name for part in parts for name in (part.x, part.y, part.lengths) if name is not None]
+        if missing := [name for name in wanted if name not in self.names]:
             near = difflib.get_close_matches(missing[0], sorted(self.names), n=1, cutoff=0.4)
             there = ", ".join(sorted(self.names)[:10]) or "nothing"
             what = f"{self.path} has no array {missing[0]!r}; it has {there}"
             raise DataError.at(PATH, what, None, allowed, near[0] if near else None)
-        return wanted
+        return parts
 
-    def _outline_shape(self, name: str) -> tuple[int, ...]:
-        shape, dtype = _read_header(self.path, name)
+    def _outline_shape(self, part: _Part) -> tuple[int, ...]:
+        """Of an encoded sample, from the headers."""
+        shape, dtype = _read_header(self.path, part.x)
+        what = f"{part.x} of {self.path}"
+        if part.lengths is not None:
+            check_step_shape(shape, dtype, what, PATH)
+            as_lengths(read_array(self.path, part.lengths), shape[0], shape[1], f"the lengths of {what}")
+            return (shape[1], shape[2] + 1) if len(shape) == 3 else (shape[1],)
         empty = np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))  # takes no memory
-        if len(shape) == 2:
-            return (shape[1],)
-        return _as_channels_first(empty, f"{name} of {self.path}", PATH).shape[1:]
+        return (shape[1],) if len(shape) == 2 else as_channels_first(empty, what, PATH).shape[1:]
 
     def _target(self, name: str) -> Target:
         values = read_array(self.path, name)
@@ -90,40 +112,6 @@ class Npz:
     def _check_same(self, shapes: list[tuple[int, ...]]) -> None:
         if len(set(shapes)) > 1:
             raise DataError.at(PATH, f"{self.path}: x_train has samples of {shapes[0]}, x_test of {shapes[1]}")
-
-
-def as_raw(array: Array, what: str, where: str = PATH) -> Raw:
-    """Raw samples from an array with the samples first.
-
-    (n, features) are vectors. (n, height, width) are images of one channel. Of rank 4, (n, channels, height, width)
-    with 1 or 3 channels is tried first, then (n, height, width, channels). Bytes stay bytes; all other numbers
-    become float32. Raises DataError for other ranks and types, and for images with NaN or infinity.
-    """
-    if array.dtype.kind not in "iufb":
-        raise DataError.at(where, f"{what} has the type {array.dtype}", None, "numbers")
-    if len(array) == 0:
-        raise DataError.at(where, f"{what}: no samples")
-    if array.ndim == 2:
-        return Columns(as_numeric(array, what, where), np.zeros((len(array), 0), np.int32))
-    images = _as_channels_first(array, what, where)
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(images)
-    pixels = np.ascontiguousarray(images, np.float32)
-    if not np.isfinite(pixels).all():
-        first = np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3)))[0]
-        raise DataError.at(where, f"{what} has pixels that are not finite, the first in sample {first + 1}")
-    return pixels
-
-
-def as_numeric(values: Array, what: str, where: str = PATH) -> npt.NDArray[np.float32]:
-    """float32 with NaN for missing. Raises DataError for infinite values, and for those beyond float32."""
-    with np.errstate(over="ignore"):
-        numeric = values.astype(np.float32)
-    infinite = np.flatnonzero(np.isinf(numeric).reshape(len(numeric), -1).any(axis=1))
-    if infinite.size:
-        rows = f"{infinite.size} rows with values that are infinite or beyond float32, the first in row"
-        raise DataError.at(where, f"{what} has {rows} {infinite[0] + 1}")
-    return numeric
 
 
 def read_array(path: Path, name: str, where: str = PATH) -> Array:
@@ -164,16 +152,7 @@ def _read_header(path: Path, name: str, where: str = PATH) -> tuple[tuple[int, .
     return shape, dtype
 
 
-def _as_channels_first(array: Array, what: str, where: str) -> Array:
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim == 4 and array.shape[1] in (1, 3):
-        return array
-    if array.ndim == 4 and array.shape[3] in (1, 3):
-        return np.moveaxis(array, 3, 1)
-    allowed = "(n, features), (n, height, width), (n, channels, height, width) or (n, height, width, channels)"
-    raise DataError.at(where, f"{what} has the shape {array.shape}", None, f"{allowed}; 1 or 3 channels")
-
-
 def _sample_shape(raw: Raw) -> tuple[int, ...]:
-    return (raw.numeric.shape[1],) if isinstance(raw, Columns) else raw.shape[1:]
+    if isinstance(raw, Columns):
+        return (raw.numeric.shape[1],)
+    return raw.values.shape[1:] if isinstance(raw, Sequences) else raw.shape[1:]

@@ -4,11 +4,14 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from jobs.data.raw import Raw
 from jobs.data.targets import Target
 from jobs.errors import DataError
+
+if TYPE_CHECKING:
+    from jobs.data.text.samples import Corpus
 
 PATH = "data.source.path"
 MAX_ARRAY_BYTES = 1 << 34
@@ -20,15 +23,21 @@ class Outline:
     """What can be said of a source without reading its samples."""
 
     shape: tuple[int, ...]
-    """(channels, height, width), or (features,)."""
+    """Of an encoded sample: (channels, height, width), (steps, features + 1), or (features,)."""
     target: Target
     test_target: Target | None = None
     """Of the source's own test split, if it has one."""
 
+    @property
+    def kind(self) -> Literal["vector", "image", "sequence"]:
+        kinds: dict[int, Literal["vector", "image", "sequence"]] = {1: "vector", 2: "sequence", 3: "image"}
+        return kinds[len(self.shape)]
+
 
 @dataclass(frozen=True)
 class Samples:
-    x: Raw
+    x: Raw | tuple[str, ...]
+    """Texts are tokenized once it is known which of them the tokenizer may learn from."""
     target: Target
 
 
@@ -48,12 +57,16 @@ class Contents:
     test: Samples | None = None
     """The source's own test split, if it has one."""
     columns: ColumnNames | None = None
-    """For tables and vectors; None for images."""
+    """For tables and vectors alone."""
     max_value: float | None = None
     """The pixel that counts as white, where the source knows it."""
     resize: bool = False
     delimiter: str = ","
     missing: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    """The columns of a CSV file that does not name them."""
+    vocabulary: int | None = None
+    """Number of codes, 0 included, for tokens."""
 
 
 class Source(Protocol):
@@ -63,10 +76,10 @@ class Source(Protocol):
         """The files that make up the content, under names that don't depend on where the source lies."""
 
     def outline(self) -> Outline | None:
-        """The light facts; None where nothing short of reading everything tells (tables)."""
+        """The light facts; None where nothing short of reading everything tells (tables, text)."""
 
-    def read(self) -> Contents:
-        """Reads everything into memory."""
+    def read(self) -> "Contents | Corpus":
+        """Reads everything into memory; a Corpus is text that is to be learnt as such."""
 
 
 def existing_file(path: str | Path, where: str = PATH) -> Path:

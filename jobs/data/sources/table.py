@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,21 +10,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.data.raw import Array, Columns
-from jobs.data.sources.npz import as_numeric
+from jobs.data.sources.arrays import as_numeric
 from jobs.data.sources.source import PATH, ColumnNames, Contents, Samples, existing_file
 from jobs.data.sources.table_files import parquet_files, read_csv, read_parquet
 from jobs.data.targets import Target
 from jobs.errors import DataError, Problem
 from jobs.spec.data import CsvSource, ParquetSource
 
-MAX_CATEGORIES = 1000
-"""In one column: each takes a feature, and a column of names would drown the model."""
+MAX_CATEGORIES = {"one_hot": 1000, "codes": 10_000_000}
+"""In one column. One-hot, each takes a feature, and a column of names would drown the model."""
 
 
 class Table:
-    def __init__(self, source: CsvSource | ParquetSource, target: str) -> None:
+    def __init__(
+        self, source: CsvSource | ParquetSource, target: str, categories: Literal["one_hot", "codes"] = "one_hot"
+    ) -> None:
         self.source = source
         self.target = target
+        self.categories = categories
         self.path = Path(source.path).expanduser()
 
     def files(self) -> dict[str, Path]:
@@ -53,10 +57,16 @@ class Table:
             raise DataError.at(PATH, f"{self.path} has no columns besides the target and the ignored ones")
         columns = stack_columns(list(numeric.values()), [codes for codes, _ in categorical.values()], table.num_rows)
         names = ColumnNames(tuple(numeric), tuple(categorical), tuple(words for _, words in categorical.values()))
-        contents = Contents(Samples(columns, target), columns=names)
-        if isinstance(self.source, CsvSource):
-            return Contents(contents.train, columns=names, delimiter=self.source.delimiter, missing=self.source.missing)
-        return contents
+        samples = Samples(columns, target)
+        if isinstance(self.source, ParquetSource):
+            return Contents(samples, columns=names)
+        return Contents(
+            samples,
+            columns=names,
+            delimiter=self.source.delimiter,
+            missing=self.source.missing,
+            header=self.source.columns,
+        )
 
     def _read_table(self) -> pa.Table:
         if isinstance(self.source, ParquetSource):
@@ -66,6 +76,7 @@ class Table:
             delimiter=self.source.delimiter,
             missing=self.source.missing,
             text_columns=self.source.categorical,
+            header=self.source.columns,
         )
 
     def _check_names(self, known: list[str]) -> None:
@@ -80,9 +91,10 @@ class Table:
     def _read_categories(self, name: str, column: pa.ChunkedArray) -> tuple[Array, tuple[str, ...]]:
         words = as_text(name, column, PATH)
         vocabulary = tuple(sorted(word for word in pc.unique(words).to_pylist() if word is not None))
-        if len(vocabulary) > MAX_CATEGORIES:
+        most = MAX_CATEGORIES[self.categories]
+        if len(vocabulary) > most:
             what = f"the column {name!r} has {len(vocabulary)} different values, too many for categories"
-            raise DataError.at("data.source.ignore", what, None, f"{MAX_CATEGORIES} categories, or ignore the column")
+            raise DataError.at("data.source.ignore", what, None, f"{most} categories, or ignore the column")
         if not vocabulary:
             raise _no_values(name, "data.source.ignore")
         return encode_words(words, vocabulary), vocabulary

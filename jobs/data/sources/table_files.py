@@ -8,21 +8,42 @@ import pyarrow as pa
 from jobs.data.sources.source import PATH, check_size, existing_file
 from jobs.errors import DataError
 
+_SEPARATOR = "\x1f"
+"""ASCII's unit separator."""
+
 
 def read_csv(
-    path: Path, *, delimiter: str, missing: Sequence[str], text_columns: Sequence[str], where: str = PATH
+    path: Path,
+    *,
+    delimiter: str,
+    missing: Sequence[str],
+    text_columns: Sequence[str],
+    header: Sequence[str] = (),
+    where: str = PATH,
 ) -> pa.Table:
-    """Reads a CSV file with a header line; columns are numbers where every value is one, and text otherwise.
+    """Reads a CSV file; columns are numbers where every value is one, and text otherwise.
+
+    Args:
+        delimiter: one or two characters; with two, quotes have no meaning, and a row is a line.
+        missing: what stands for a missing value.
+        text_columns: those that are text in any case.
+        header: names for the columns of a file without a header line.
 
     Raises DataError for what is no CSV file in UTF-8.
     """
     from pyarrow import csv
 
     check_size(path.stat().st_size, str(path), where)
+    plain = len(delimiter) > 1
     try:
         table = csv.read_csv(
-            path,
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            _with_one_delimiter(path, delimiter, where) if plain else path,
+            read_options=csv.ReadOptions(column_names=list(header) or None),
+            parse_options=csv.ParseOptions(
+                delimiter=_SEPARATOR if plain else delimiter,
+                quote_char=False if plain else '"',
+                newlines_in_values=not plain,
+            ),
             convert_options=csv.ConvertOptions(
                 null_values=list(missing),
                 strings_can_be_null=True,
@@ -35,6 +56,14 @@ def read_csv(
     except pa.ArrowInvalid as error:
         raise DataError.at(where, f"{path} can't be read as CSV: {error}") from error
     return _checked(table, path, where)
+
+
+def _with_one_delimiter(path: Path, delimiter: str, where: str) -> pa.BufferReader:
+    """The file's content, its two-character delimiter replaced by one that no text holds."""
+    content = path.read_bytes()
+    if _SEPARATOR.encode() in content:
+        raise DataError.at(where, f"{path} holds the control character {_SEPARATOR!r}, and is no text")
+    return pa.BufferReader(content.replace(delimiter.encode(), _SEPARATOR.encode()))
 
 
 def read_parquet(path: Path, where: str = PATH) -> pa.Table:

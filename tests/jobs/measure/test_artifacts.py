@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jobs.errors import ArtifactError
-from jobs.measure import measure
+from jobs.measure import macs, measure, predict
 from jobs.records import Measurement
 
 WriteMlp = Callable[[Path, list[np.ndarray]], Path]
@@ -78,3 +78,28 @@ def test_outputs_that_are_not_finite_are_refused(
     files = {"dense": write_mlp(tmp_path / "dense.onnx", [weight * np.inf])}
     with pytest.raises(ArtifactError, match=r"dense\.onnx: the outputs of 400 of 400 samples are not finite"):
         measured(files, x, targets)
+
+
+def test_a_language_model_is_measured_by_its_tokens(language_file: Path, texts: tuple[np.ndarray, np.ndarray]) -> None:
+    x, targets = texts
+    found = measure(
+        {"dense": language_file},
+        dense="dense",
+        x=x,
+        targets=targets,
+        metric="perplexity",
+        split="validation",
+        classes=(),
+        parity={"dense": 0.0},
+        macs={"dense": macs(language_file, x[:1])},
+        latency_s=0.02,
+    )["dense"]
+    logits = predict(language_file, x).astype(np.float64)
+    likelihoods = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0] - np.log(
+        np.exp(logits).sum(-1)
+    )
+    counted = targets != -100
+    assert found.metric.value == pytest.approx(np.exp(-likelihoods[counted].mean()), rel=1e-5)
+    assert found.metric.n == 64
+    assert found.details["tokens"] == counted.sum()
+    assert found.macs == 3 * 12 * 32 * 32 + 2 * 12 * 12 * 32 + 12 * 32 * 64

@@ -18,7 +18,7 @@ def test_a_bigger_model_takes_longer(tmp_path: Path, write_mlp: WriteMlp) -> Non
         for name, width in {"small": 16, "large": 16_384}.items()
     }
     started = time.perf_counter()
-    found = latencies(files, (64,), seconds_per_file=0.1)
+    found = latencies(files, np.ones((3, 64), dtype=np.float32), seconds_per_file=0.1)
     assert time.perf_counter() - started < 5.0
     for batch in ("batch_1", "batch_64"):
         small, large = found["small"][batch], found["large"][batch]
@@ -50,4 +50,13 @@ def test_a_slow_file_is_timed_five_times_and_no_more() -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError):
-        latencies({"model": tmp_path / "model.onnx"}, (4,))
+        latencies({"model": tmp_path / "model.onnx"}, np.zeros((1, 4), dtype=np.float32))
+
+
+def test_batches_of_tokens_are_timed_unless_their_logits_are_too_many(
+    language_file: Path, texts: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = texts[0][:5]
+    assert set(latencies({"model": language_file}, x, seconds_per_file=0.01)["model"]) == {"batch_1", "batch_64"}
+    monkeypatch.setattr("jobs.measure.latency._MAX_OUTPUT_BYTES", 63 * 12 * 64 * 4)
+    assert set(latencies({"model": language_file}, x, seconds_per_file=0.01)["model"]) == {"batch_1"}

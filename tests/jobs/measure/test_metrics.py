@@ -172,3 +172,66 @@ def test_ten_thousand_samples_take_moments(name: str) -> None:
     started = time.perf_counter()
     paired_delta(name, logits, logits[:, ::-1], labels)
     assert time.perf_counter() - started < 5.0  # 0.1 to 0.7 s on one idle core
+
+
+# Language models: three columns a text, from `condense`
+
+
+def language_columns(num_texts: int, seed: int = 0, spread: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and targets of texts of 5 to 20 tokens; every text has a difficulty of its own."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 21, size=num_texts)
+    losses = lengths * np.clip(2.0 + spread * rng.standard_normal(num_texts), 0.1, None)
+    hits = rng.binomial(lengths, np.clip(0.4 + 0.4 * spread * rng.standard_normal(num_texts), 0.0, 1.0))
+    targets = np.where(np.arange(20) < lengths[:, None], 1, -100)
+    return np.stack([losses, hits, lengths], axis=1), targets
+
+
+COLUMNS, NEXT_TOKENS = language_columns(400)
+
+
+def test_metrics_of_a_language_model_are_of_its_tokens() -> None:
+    losses, hits, tokens = COLUMNS.sum(axis=0)
+    assert evaluate("log_loss", COLUMNS, NEXT_TOKENS) == pytest.approx(losses / tokens)
+    assert evaluate("accuracy", COLUMNS, NEXT_TOKENS) == pytest.approx(hits / tokens)
+    assert evaluate("perplexity", COLUMNS, NEXT_TOKENS) == pytest.approx(np.exp(losses / tokens))
+    assert details(COLUMNS, NEXT_TOKENS, ()) == {
+        "perplexity": pytest.approx(np.exp(losses / tokens)),
+        "accuracy": pytest.approx(hits / tokens),
+        "bits_per_token": pytest.approx(np.log2(np.exp(losses / tokens))),
+        "tokens": tokens,
+        "samples": 400,
+    }
+    with pytest.raises(ValueError, match="no metric of language models"):
+        evaluate("f1_macro", COLUMNS, NEXT_TOKENS)
+
+
+def test_a_hopeless_or_broken_language_model_has_no_finite_perplexity() -> None:
+    hopeless, broken = COLUMNS.copy(), COLUMNS.copy()
+    hopeless[:, 0] = 1e6
+    broken[3, 0] = np.nan
+    assert evaluate("perplexity", hopeless, NEXT_TOKENS) == np.inf
+    assert np.isnan(evaluate("perplexity", broken, NEXT_TOKENS))
+
+
+def test_intervals_of_tokens_know_that_those_of_a_text_belong_together() -> None:
+    found = interval("accuracy", COLUMNS, NEXT_TOKENS, split="test")
+    shares = COLUMNS[:, 1] - found.value * COLUMNS[:, 2]  # residuals of the ratio, a text each
+    expected = 2 * 1.96 * np.sqrt((shares**2).sum()) / COLUMNS[:, 2].sum()
+    assert found.ci95[1] - found.ci95[0] == pytest.approx(expected, rel=0.1)
+    as_if_independent = 2 * 1.96 * np.sqrt(found.value * (1 - found.value) / COLUMNS[:, 2].sum())
+    assert expected > 1.3 * as_if_independent
+    assert found.n == 400
+
+
+def test_a_lower_perplexity_is_a_positive_difference_paired_text_by_text() -> None:
+    worse = COLUMNS.copy()
+    worse[:, 0] *= 1.02 + 0.01 * np.random.default_rng(1).standard_normal(400)
+    delta = paired_delta("perplexity", COLUMNS, worse, NEXT_TOKENS)
+    assert 0.0 < delta.ci95[0] < delta.value < delta.ci95[1]
+    assert delta.value == pytest.approx(
+        evaluate("perplexity", worse, NEXT_TOKENS) - evaluate("perplexity", COLUMNS, NEXT_TOKENS)
+    )
+    low, high = interval("perplexity", COLUMNS, NEXT_TOKENS, split="test").ci95
+    assert delta.ci95[1] - delta.ci95[0] < 0.2 * (high - low)
+    assert paired_delta("accuracy", COLUMNS, worse, NEXT_TOKENS).value == 0.0

@@ -1,10 +1,12 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.errors import ArtifactError
-from jobs.measure import load_proto, open_session, predict
+from jobs.measure import condense, largest_difference, load_proto, open_session, predict, predict_condensed
+from jobs.measure.session import predictions
 
 
 def test_batches_make_no_difference(mlp_file: Path) -> None:
@@ -37,3 +39,32 @@ def test_a_damaged_file_is_refused_by_name(mlp_file: Path, damage: str) -> None:
 def test_samples_of_another_shape_are_refused(mlp_file: Path) -> None:
     with pytest.raises(ArtifactError, match=r"does not take samples of shape \(9,\)"):
         predict(mlp_file, np.zeros((2, 9), dtype=np.float32))
+
+
+def test_tokens_go_in_as_integers(language_file: Path, texts: tuple[np.ndarray, np.ndarray]) -> None:
+    x, _ = texts
+    outputs = predict(language_file, x)
+    assert outputs.shape == (64, 12, 64)
+    np.testing.assert_array_equal(predict(language_file, x.astype(np.int32)), outputs)
+    np.testing.assert_allclose(predict(language_file, x[:, :5]), outputs[:, :5], atol=1e-4)  # steps are free
+    with pytest.raises(ArtifactError, match="takes integers"):
+        predict(language_file, x.astype(np.float32))
+    with pytest.raises(ArtifactError, match=r"does not take samples of shape \(12,\)"):
+        predict(language_file, x + 64)  # no such token
+
+
+def test_what_is_kept_of_logits_is_condensed_batch_by_batch(
+    language_file: Path, texts: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, targets = texts
+    whole = condense(predict(language_file, x), targets)
+    monkeypatch.setattr("jobs.measure.session._BATCH_BYTES", 20 * 12 * 64 * 4)
+    assert [len(outputs) for outputs in predictions(language_file, x)] == [20, 20, 20, 4]
+    np.testing.assert_allclose(predict_condensed(language_file, x, targets), whole, rtol=1e-5)
+
+
+def test_the_largest_difference_of_two_files(tmp_path: Path, write_mlp: Callable[..., Path]) -> None:
+    one, other = (write_mlp(tmp_path / f"{gain}.onnx", [gain * np.eye(3)]) for gain in (1.0, 1.5))
+    x = np.array([[1.0, 2.0, -4.0], [0.0, 3.0, 1.0]], dtype=np.float32)
+    assert largest_difference(one, other, x) == 2.0
+    assert largest_difference(one, one, x) == 0.0

@@ -94,3 +94,25 @@ def test_dropout_in_bf16_stays_bf16():
     layer = SampleDropout(0.3, layer=0)
     layer.begin(0, 0, np.arange(4), CPU)
     assert layer(torch.ones(4, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((6, 5, 4), 0), ((6,), 0), ((3, 6), 1)])
+def test_the_masks_of_divided_channels_are_parts_of_the_whole_mask(shape, channels):
+    """Images by their channels, sequences and vectors by their features."""
+    ids = np.arange(4)
+    whole = SampleDropout(0.4, layer=3)
+    whole.begin(7, 11, ids, CPU)
+    expected = whole(torch.ones(4, *shape))
+    parts = []
+    for index, x in enumerate(torch.ones(4, *shape).chunk(3, dim=1 + channels)):
+        part = SampleDropout(0.4, layer=3)
+        part.shard = (index, 3)
+        part.begin(7, 11, ids, CPU)
+        parts.append(part(x))
+    assert torch.equal(torch.cat(parts, dim=1 + channels), expected)
+
+
+def test_a_mask_does_not_depend_on_how_many_steps_the_batch_has():
+    layer = SampleDropout(0.4, layer=3)
+    layer.begin(7, 11, np.arange(4), CPU)
+    assert torch.equal(layer(torch.ones(4, 9, 3))[:, :5], layer(torch.ones(4, 5, 3)))

@@ -10,6 +10,7 @@ import pytest
 from jobs import data
 from jobs.context import LocalContext
 from jobs.data import Dataset
+from jobs.layout import ParallelLayout
 from jobs.models.build import build
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
@@ -59,8 +60,9 @@ def train(digits: Dataset) -> Callable[..., Any]:
         **fit_options: Any,
     ) -> Any:
         spec = JobSpec.parse(document()).replace(values or {})
-        module = build(spec.model, digits.info.input_shape, digits.info.outputs, seed=spec.train.seed)
-        recipe = Recipe(spec.train, spec.data, spec.metric, zero_stage=zero_stage, micro_batch=micro_batch)
+        module = build(spec.model, digits.info.signature, seed=spec.train.seed)
+        layout = ParallelLayout(zero_stage=zero_stage)
+        recipe = Recipe(spec.train, spec.data, spec.metric, layout=layout, micro_batch=micro_batch)
         return fit(
             module, digits, recipe, context or LocalContext(), label="train", checkpoints=checkpoints, **fit_options
         )

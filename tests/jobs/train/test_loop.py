@@ -22,7 +22,7 @@ ADAMW = {"train.optimizer": {"name": "adamw", "lr": 1e-2}}
 def plain_torch_losses(digits, optimizer_of) -> list[float]:
     """The same training written by hand, without any of our loop, losses or engine."""
     spec = JobSpec.parse(document())
-    module = build(spec.model, digits.info.input_shape, digits.info.outputs, seed=0)
+    module = build(spec.model, digits.info.signature, seed=0)
     optimizer = optimizer_of(module.parameters())
     batches = TrainingBatches(digits, spec.data, 32, 0)
     losses = []
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_taken_up_under_another_zero_stage(train, tmp_path: Path
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(train, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     values = {**SGD, "train.checkpoint.every_steps": 10}
     train(values, checkpoints=tmp_path, context=StoppingContext(after=1))
-    newest = tmp_path / "step-00000020" / "state.safetensors"
+    newest = tmp_path / "step-00000020" / "shard-00000.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     context = StoppingContext()
     resumed = train(values, checkpoints=tmp_path, context=context)
