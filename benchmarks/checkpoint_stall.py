@@ -14,19 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from jobs.context import LocalContext
-from jobs.layout import share_batch
+from jobs.layout import ParallelLayout, share_batch
 from jobs.models.build import build
 from jobs.records import Signature
 from jobs.spec.model import MlpArgs, MlpModel
 from jobs.spec.train import AdamW
 from jobs.train.checkpoint import Checkpoints, Position
-from jobs.train.engine import Engine
-from jobs.train.mesh import warm_up
+from jobs.train.engine import Batch, Engine
+from jobs.train.mesh import Mesh, warm_up
 
 
 def measure(megaparams: float, rounds: int) -> dict[str, Any]:
@@ -34,17 +35,19 @@ def measure(megaparams: float, rounds: int) -> dict[str, Any]:
     width = int((megaparams * 1e6 / 2) ** 0.5)
     model = MlpModel(name="mlp", args=MlpArgs(hidden=(width, width)))
     module = build(model, Signature(kind="vector", input_shape=(width,), outputs=10), seed=0)
-    engine = Engine(
-        module, AdamW(name="adamw"), share_batch(4, 1, None), zero_stage=0, precision="fp32", gradient_clip=None
-    )
-    engine.backward_and_step(engine.forward(torch.randn(4, width)).square().mean())  # so that the states exist
+    mesh = Mesh(ParallelLayout(), rank=0)
+    share = share_batch(4, 1, None)
+    engine = Engine(module, AdamW(name="adamw"), share, mesh, precision="fp32", gradient_clip=None)
+    x, ids = torch.randn(4, width), np.arange(4)
+    batch = Batch(0, 0, part=lambda index: (x, x, ids), ids=lambda index: ids)
+    engine.train_batch(batch, lambda outputs, y, x: outputs.square().mean())  # so that the states exist
     seconds: dict[str, list[float]] = {"synchronous": [], "asynchronous": []}
     with tempfile.TemporaryDirectory(dir=".") as name:
-        checkpoints = Checkpoints(Path(name), keep=1)
+        checkpoints = Checkpoints(Path(name), keep=1, mesh=mesh)
         for turn in range(rounds + 1):  # the first warms up
             for kind, values in seconds.items():
                 started = time.perf_counter()
-                checkpoints.save(engine, Position(turn, 4, 0, ""), {}, writer=True)
+                checkpoints.save(engine, Position(turn, 4, 0, ""), {})
                 if kind == "synchronous":
                     checkpoints.wait()
                 elapsed = time.perf_counter() - started
@@ -53,6 +56,7 @@ def measure(megaparams: float, rounds: int) -> dict[str, Any]:
                     values.append(elapsed)
         checkpoints.close()
     engine.close()
+    mesh.close()
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     return {
         "params": sum(p.numel() for p in module.parameters()),

@@ -1,6 +1,9 @@
-"""The same DeepSpeed loop under plain torchrun and on a Thresher gang: two workers, LeNet, global batch 128.
+"""The same DeepSpeed loop under plain torchrun and on a Thresher gang: two workers, global batch 128.
 
-    python benchmarks/torchrun.py [--steps 300] [--rounds 3] [--json]
+    python benchmarks/torchrun.py [--rounds 5] [--json]
+
+Two workloads: a residual network, whose steps take as long as real ones, and a tiny LeNet, whose steps of a few
+milliseconds are mostly waiting for each other.
 
 The work is the same function; what differs is who started the processes, and that a gang reports while it works.
 Seconds are those of the training itself, without start-up: there the gang's lead would be trivial.
@@ -31,13 +34,21 @@ from jobs.spec import JobSpec
 TIMEOUT_S = 600
 
 
-def request_for(steps: int, dataset: Path, folder: Path) -> TrainRequest:
+WORKLOADS: dict[str, tuple[dict[str, Any], int]] = {
+    "resnet-20": ({"name": "resnet", "args": {"depth": 20}}, 40),
+    "lenet": ({"name": "lenet", "args": {"conv_widths": [16, 32]}}, 600),
+}
+"""By name: the model, and how many steps to time."""
+
+
+def request_for(workload: str, dataset: Path, folder: Path, steps: int | None = None) -> TrainRequest:
+    model, usual = WORKLOADS[workload]
     spec = JobSpec.parse(
         {
             "name": "torchrun",
             "data": {"source": {"kind": "builtin", "name": "digits"}},
-            "model": {"name": "lenet", "args": {"conv_widths": [16, 32]}},
-            "train": {"steps": steps, "batch_size": 128, "checkpoint": {"every_steps": 10**9}},
+            "model": model,
+            "train": {"steps": steps or usual, "batch_size": 128, "checkpoint": {"every_steps": 10**9}},
         }
     )
     if not dataset.exists():
@@ -46,67 +57,73 @@ def request_for(steps: int, dataset: Path, folder: Path) -> TrainRequest:
     return TrainRequest(spec.resolved()["model"], recipe, dataset, folder)
 
 
-def as_rank(steps: int, dataset: Path, folder: Path) -> None:
+def as_rank(workload: str, dataset: Path, folder: Path) -> None:
     """What torchrun starts in each process."""
     from jobs.train.work import train
 
     context = LocalContext(rank=int(os.environ["RANK"]), size=int(os.environ["WORLD_SIZE"]))
-    result = train(context, request_for(steps, dataset, folder))
+    result = train(context, request_for(workload, dataset, folder))
     if context.rank == 0:
         print(json.dumps({"seconds": result["productive_s"]}))
 
 
-def under_torchrun(steps: int, dataset: Path, folder: Path) -> float:
+def under_torchrun(workload: str, dataset: Path, folder: Path) -> float:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    command += ["--as-rank", str(dataset), str(folder), "--steps", str(steps)]
+    command += ["--as-rank", workload, str(dataset), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     return float(json.loads(done.stdout.strip().splitlines()[-1])["seconds"])
 
 
-def measure(steps: int, rounds: int) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {"torchrun": [], "thresher": []}
+def measure(rounds: int) -> dict[str, Any]:
+    """Seconds by workload and by who started the processes, in turns."""
+    found: dict[str, Any] = {"rounds": rounds}
     with tempfile.TemporaryDirectory() as name, connect(None, num_cpus=2):
         folder = Path(name)
         dataset = folder / "dataset"
-        request_for(steps, dataset, folder)
+        request_for("lenet", dataset, folder)
         with Gang(2, warm_up=WorkRef("jobs.train.mesh:warm_up")) as gang:
-            for turn in range(rounds):
-                seconds["torchrun"].append(under_torchrun(steps, dataset, folder / f"torchrun-{turn}"))
-                request = request_for(steps, dataset, folder / f"gang-{turn}")
-                if turn == 0:  # torchrun's processes warm up in their own start-up
-                    run_work(gang, WorkRef("jobs.train.work:train"), request_for(20, dataset, folder / "warm"))
-                result = run_work(gang, WorkRef("jobs.train.work:train"), request)
-                seconds["thresher"].append(result["productive_s"])
-    ratios = [a / b for a, b in zip(seconds["torchrun"], seconds["thresher"], strict=True)]
-    return {
-        "steps": steps,
-        "rounds": rounds,
-        "ms_per_step": {who: 1e3 * statistics.median(values) / steps for who, values in seconds.items()},
-        "throughput_ratio": statistics.median(ratios),
-        "throughput_ratios": ratios,
-    }
+            train = WorkRef("jobs.train.work:train")
+            for workload, (_, steps) in WORKLOADS.items():
+                # torchrun's processes warm up in their own start-up
+                run_work(gang, train, request_for(workload, dataset, folder / f"warm-{workload}", steps=5))
+                seconds: dict[str, list[float]] = {"torchrun": [], "thresher": []}
+                for turn in range(rounds):
+                    there = folder / f"torchrun-{workload}-{turn}"
+                    seconds["torchrun"].append(under_torchrun(workload, dataset, there))
+                    request = request_for(workload, dataset, folder / f"gang-{workload}-{turn}")
+                    seconds["thresher"].append(run_work(gang, train, request)["productive_s"])
+                ratios = [a / b for a, b in zip(seconds["torchrun"], seconds["thresher"], strict=True)]
+                found[workload] = {
+                    "steps": steps,
+                    "ms_per_step": {who: 1e3 * statistics.median(values) / steps for who, values in seconds.items()},
+                    "throughput_ratio": statistics.median(ratios),
+                    "throughput_ratios": ratios,
+                }
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--as-rank", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--as-rank", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.as_rank:
-        as_rank(arguments.steps, *arguments.as_rank)
+        workload, dataset, folder = arguments.as_rank
+        as_rank(workload, Path(dataset), Path(folder))
         return
-    result = measure(arguments.steps, arguments.rounds)
+    result = measure(arguments.rounds)
     if arguments.json:
         print(json.dumps(result))
         return
-    table = Table(title=f"LeNet on digits, 2 workers, batch 128: median of {result['rounds']} rounds")
-    for column in ("started by", "ms a step", "throughput"):
+    table = Table(title=f"digits, 2 workers, batch 128: median of {result['rounds']} rounds")
+    for column in ("model", "torchrun, ms a step", "thresher, ms a step", "throughput"):
         table.add_column(column, justify="right")
-    for who, value in result["ms_per_step"].items():
-        table.add_row(who, f"{value:.2f}", f"{1.0 if who == 'torchrun' else result['throughput_ratio']:.2f}×")
+    for workload in WORKLOADS:
+        times = result[workload]["ms_per_step"]
+        ratio = result[workload]["throughput_ratio"]
+        table.add_row(workload, f"{times['torchrun']:.2f}", f"{times['thresher']:.2f}", f"{ratio:.2f}×")
     Console().print(table)
 
 

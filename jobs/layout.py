@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from jobs.errors import Problem, SpecError
-from jobs.records import ModelSummary
+from jobs.records import BlockSummary, ModelSummary
 
 Offload = Literal["none", "cpu", "nvme"]
 
@@ -182,7 +182,7 @@ class Setting:
 
     Attributes:
         accelerator: whether each worker has one.
-        num_blocks: of the model; a stage of a pipeline has at least one.
+        blocks: of the model; a stage of a pipeline has at least one, and parameters.
         tensor_width: what tensor degrees must divide.
         no_tensor: why the model can't be divided by tensor parallelism; empty if it can.
         no_pipeline: why it can't be a pipeline; empty if it can.
@@ -192,7 +192,7 @@ class Setting:
     precision: str = "fp32"
     accelerator: bool = False
     workers: int | None = None
-    num_blocks: int | None = None
+    blocks: tuple[BlockSummary, ...] | None = None
     tensor_width: int | None = None
     no_tensor: str = ""
     no_pipeline: str = ""
@@ -201,7 +201,7 @@ class Setting:
     def of(self, model: ModelSummary) -> Self:
         """The same setting, for a model."""
         capabilities = {name: getattr(model, name) for name in ("tensor_width", "no_tensor", "no_pipeline")}
-        return replace(self, num_blocks=len(model.blocks), **capabilities)
+        return replace(self, blocks=model.blocks, **capabilities)
 
 
 Words = Callable[[ParallelLayout, Setting], str]
@@ -224,6 +224,16 @@ class Rule:
     applies: Callable[[ParallelLayout, Setting], bool]
     reason: Words
     allowed: Words
+
+
+def _bare(layout: ParallelLayout, setting: Setting) -> list[str]:
+    """The blocks of the first stage without parameters."""
+    blocks = setting.blocks or ()
+    if len(blocks) < layout.pipeline:
+        return []
+    stages = stage_bounds([max(1, block.macs) for block in blocks], layout.pipeline)
+    bare = (stage for stage in stages if not any(blocks[index].params for index in stage))
+    return [blocks[index].name for index in next(bare, ())]
 
 
 RULES: tuple[Rule, ...] = (
@@ -290,9 +300,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "more stages than blocks",
         "layout.pipeline",
-        lambda layout, setting: setting.num_blocks is not None and layout.pipeline > max(1, setting.num_blocks),
-        lambda layout, setting: f"a stage has at least one block, and the model has {setting.num_blocks}",
-        lambda layout, setting: f"1 to {setting.num_blocks}",
+        lambda layout, setting: setting.blocks is not None and layout.pipeline > max(1, len(setting.blocks)),
+        lambda layout, setting: f"a stage has at least one block, and the model has {len(setting.blocks or ())}",
+        lambda layout, setting: f"1 to {len(setting.blocks or ())}",
+    ),
+    Rule(
+        "a stage without parameters",
+        "layout.pipeline",
+        lambda layout, setting: layout.pipeline > 1 and bool(_bare(layout, setting)),
+        lambda layout, setting: (
+            f"a stage would hold nothing to train: {', '.join(_bare(layout, setting))}; join what has no parameters to "
+            "a block that has some"
+        ),
+        lambda layout, setting: "fewer stages",
     ),
     Rule(
         "offload with ZeRO 0",

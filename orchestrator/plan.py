@@ -94,8 +94,10 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
         )
     if spec.prunes and (reason := prunable(spec.model)):
         raise SpecError.at("compress.prune", f"model {spec.model.name} can't be pruned: {reason}", None, "null")
-    calibration = spec.data.split.calibration
-    if spec.compress.quantize and calibration > info.num_samples["train"]:
+    split = spec.data.split
+    calibration = split.calibration
+    asked = "calibration" in split.model_fields_set  # left out, it is at most so many
+    if spec.compress.quantize and asked and calibration > info.num_samples["train"]:
         raise SpecError.at(
             "data.split.calibration",
             "more than there are training samples",

@@ -171,7 +171,7 @@ class Split(Section):
     validation: float = Field(default=0.1, gt=0.0, le=0.5)
     test: float = Field(default=0.1, gt=0.0, le=0.5)
     calibration: int = Field(default=512, ge=16, le=100_000)
-    """Samples, drawn from the training split, that quantization is calibrated with."""
+    """Samples, drawn from the training split, that quantization is calibrated with. Default: 512, or all there are."""
     seed: int = Field(default=0, ge=0, lt=2**32)
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from jobs.errors import StorageError
+from jobs.errors import SpecError, StorageError
 from jobs.hashing import digest_file
 from jobs.storage import fsync, read_json, storage_errors, write_json
 from jobs.train.engine import Engine, Held
@@ -138,9 +138,19 @@ class Checkpoints:
         for old in _steps(self.folder)[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self, expected: Position) -> "Checkpoint | None":
-        """The newest whole checkpoint that belongs to this training, or None. Collective: rank 0 chooses."""
-        found = _newest(self.folder, expected) if self.mesh.rank == 0 else None
+    def newest(self, expected: Position, shapes: dict[str, tuple[int, ...]]) -> "Checkpoint | None":
+        """The newest whole checkpoint, or None. Collective: rank 0 chooses.
+
+        Args:
+            expected: of this training; the step may be any.
+            shapes: of the model's parameters and buffers, by their names in the state.
+
+        Raises:
+            SpecError: the checkpoint is of another model, other data, or another order of them.
+        """
+        found = _newest(self.folder) if self.mesh.rank == 0 else None
+        if found is not None:
+            _check_belongs(found, expected, shapes)
         step = torch.tensor([-1 if found is None else int(found.document["step"])])
         if self.mesh.layout.size > 1:
             step = self.mesh.broadcast(step.to(self.mesh.device), 0).cpu()
@@ -174,6 +184,14 @@ class Checkpoint:
             if digest_file(self.folder / shard) != digest:
                 raise ValueError(f"{shard} does not match its digest")
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all parameters and buffers, by name; the optimizer's states follow from them."""
+        return {
+            name: tuple(entry["shape"])
+            for name, entry in self._tensors.items()
+            if name.startswith(("param/", "buffer/"))
+        }
+
     def read(self, name: str, dim: int | None, start: int, length: int) -> torch.Tensor:
         """A tensor, or `length` places of it from `start` along `dim`; only these are read."""
         stored = self._tensors[name]
@@ -204,7 +222,7 @@ def _slice(shard: Any, name: str, dim: int | None, first: int, last: int) -> tor
     return shard.get_slice(name)[(*[slice(None)] * dim, slice(first, last))]
 
 
-def _newest(folder: Path, expected: Position) -> Checkpoint | None:
+def _newest(folder: Path) -> Checkpoint | None:
     for path in reversed(_steps(folder)):
         try:
             checkpoint = Checkpoint(path)
@@ -212,11 +230,33 @@ def _newest(folder: Path, expected: Position) -> Checkpoint | None:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
             continue
-        if any(checkpoint.document[key] != value for key, value in asdict(expected).items() if key != "step"):
-            logger.warning("checkpoint %s is of another training and is not used", path)
-            continue
         return checkpoint
     return None
+
+
+_TOLD = {
+    "fingerprint": "with other data",
+    "batch_size": "with another batch size",
+    "seed": "with another seed",
+}
+
+
+def _check_belongs(checkpoint: Checkpoint, expected: Position, shapes: dict[str, tuple[int, ...]]) -> None:
+    for key, words in _TOLD.items():
+        found, wanted = checkpoint.document[key], getattr(expected, key)
+        if found != wanted:
+            raise _of_another(checkpoint, f"it was trained {words} ({key} {found}, and here {wanted})")
+    stored = checkpoint.shapes()
+    for name in sorted(stored.keys() | shapes.keys()):
+        if stored.get(name) != shapes.get(name):
+            raise _of_another(
+                checkpoint,
+                f"it is of another model: {name} has the shape {stored.get(name)}, and here {shapes.get(name)}",
+            )
+
+
+def _of_another(checkpoint: Checkpoint, reason: str) -> SpecError:
+    return SpecError.at("", f"the checkpoint {checkpoint.folder} can't be taken up: {reason}")
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -297,6 +297,11 @@ class Engine:
         shape = (*value.shape[:dim], size * degree, *value.shape[dim + 1 :])
         return Held(label, value, shape, dim, size * self.mesh.coordinate.tensor)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all parameters and buffers of the whole model, by their names in the state."""
+        parameters = {f"param/{name}": tuple(p.shape) for name, p in self._skeleton.named_parameters()}
+        return parameters | {f"buffer/{name}": tuple(b.shape) for name, b in self._skeleton.named_buffers()}
+
     def whole(self) -> nn.Module:
         """The model as it stands, whole, in fp32, on the processor of every rank. Collective."""
         local = {name: self._full(parameter) for name, parameter in self._own_parameters()}

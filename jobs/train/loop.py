@@ -307,7 +307,7 @@ class _Training:
         if self.checkpoints is None:
             return 0
         self.checkpoints.remove_remains()
-        found = self.checkpoints.newest(self._position(0))
+        found = self.checkpoints.newest(self._position(0), self.engine.shapes())
         if found is None:
             return 0
         self.engine.module.train()

@@ -4,6 +4,7 @@ from typing import Any
 
 from jobs.context import Context
 from jobs.data import Dataset
+from jobs.layout import block_costs
 from jobs.models.build import build, save_model
 from jobs.models.inspection import summarize_module
 from jobs.models.registry import summarize
@@ -51,7 +52,7 @@ def _block_costs(section: Model, signature: Signature) -> tuple[int, ...]:
         found = summarize_module(question)
     else:
         found = summarize(section, signature)
-    return tuple(max(1, block.macs) for block in found.blocks)
+    return block_costs(found)
 
 
 def summary(result: FitResult) -> dict[str, Any]:

@@ -107,7 +107,9 @@ class TestStages:
         assert stages_of(model, 2) == (range(2), range(2, 3))
 
 
-SETTING = Setting(workers=8, num_blocks=5, tensor_width=12)
+BLOCKS = tuple(BlockSummary(name=name, params=4, macs=4) for name in "abcde")
+BARE = (*BLOCKS[:-1], BlockSummary(name="e", params=0, macs=40))
+SETTING = Setting(workers=8, blocks=BLOCKS, tensor_width=12)
 # By the name of the rule: a layout and a setting that it refuses, and the same made legal by what it allows.
 CASES: dict[str, tuple[ParallelLayout, Setting, str, str, ParallelLayout, Setting]] = {
     "degrees whose product is not the number of workers": (
@@ -173,6 +175,14 @@ CASES: dict[str, tuple[ParallelLayout, Setting, str, str, ParallelLayout, Settin
         "1 to 5",
         ParallelLayout(data=2, pipeline=4),
         SETTING,
+    ),
+    "a stage without parameters": (
+        ParallelLayout(data=4, pipeline=2),
+        replace(SETTING, blocks=BARE),
+        "layout.pipeline",
+        "fewer stages",
+        ParallelLayout(data=8),
+        replace(SETTING, blocks=BARE),
     ),
     "offload with ZeRO 0": (
         ParallelLayout(data=8, offload="cpu"),
@@ -251,7 +261,7 @@ class TestLegality:
             no_pipeline="one block",
         )
         found = Setting(workers=2).of(model)
-        assert found == Setting(workers=2, num_blocks=1, tensor_width=4, no_pipeline="one block")
+        assert found == Setting(workers=2, blocks=model.blocks, tensor_width=4, no_pipeline="one block")
 
     def test_libaio_is_looked_for_where_the_compiler_does(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

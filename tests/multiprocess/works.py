@@ -1,16 +1,30 @@
 """Works that tests send to ranks."""
 
 import gc
+import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
 from jobs.context import Context
 from jobs.data import TrainingBatches
+from jobs.layout import ParallelLayout, share_batch
+from jobs.models.build import build
+from jobs.records import Signature
 from jobs.requests import TrainRequest
+from jobs.spec.model import TransformerModel
+from jobs.spec.train import AdamW
+from jobs.train.engine import Batch, Engine
+from jobs.train.mesh import Mesh, warm_up
 from jobs.train.work import train
 
 
@@ -72,32 +86,69 @@ def _listening(seen: list[tuple[int, tuple[int, ...]]]) -> Iterator[None]:
         TrainingBatches.share = original  # type: ignore[method-assign]
 
 
-def live_bytes_after(context: Context, request: TrainRequest) -> int:
-    """Trains for a few steps; the bytes of all live tensors of this rank after the third one."""
-    found: list[int] = []
+@dataclass(frozen=True)
+class Weighed:
+    """A model to train for three steps on made-up tokens, in a layout."""
 
-    class Measuring:
-        rank, size, num_threads = context.rank, context.size, context.num_threads
+    model: TransformerModel
+    signature: Signature
+    layout: ParallelLayout
+    batch_size: int
 
-        def report(self, measurement: dict[str, Any]) -> None:
-            pass
 
-        def stop_requested(self) -> bool:
-            found.append(live_tensor_bytes())
-            return False
-
+def memory_of(context: Context, request: Weighed) -> dict[str, int]:
+    """Bytes of live tensors of this rank: `resident` after the third step, `peak` while it goes on."""
+    warm_up(context)
+    share = share_batch(request.batch_size, request.layout.data, None)
     gc.collect()
     before = live_tensor_bytes()
-    train(Measuring(), replace(request, recipe=replace(request.recipe)))
-    return found[0] - before
+    mesh = Mesh(request.layout, context.rank)
+    engine = Engine(
+        build(request.model, request.signature, seed=0),
+        AdamW(name="adamw"),
+        share,
+        mesh,
+        precision="fp32",
+        gradient_clip=None,
+    )
+    draw = torch.Generator().manual_seed(mesh.coordinate.data)
+    tokens = torch.randint(1, request.signature.outputs, (share.micro, *request.signature.input_shape), generator=draw)
+    ids = np.arange(share.micro)
+    batch = Batch(0, 0, part=lambda index: (tokens, tokens, ids), ids=lambda index: ids)
+    for _ in range(2):
+        engine.train_batch(batch, _token_loss)
+    gc.collect()
+    start = live_tensor_bytes()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        engine.train_batch(batch, _token_loss)
+    peak = start + _highest(profiler)
+    gc.collect()
+    resident = live_tensor_bytes()
+    engine.close()
+    mesh.close()
+    return {"resident": resident - before, "peak": peak - before}
+
+
+def _token_loss(outputs: torch.Tensor, targets: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
+    return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def _highest(profiler: profile) -> int:
+    """The largest sum of what was allocated and not yet freed since the profile began."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    return max(accumulate(int(event["args"]["Bytes"]) for event in events if event["args"]["Device Type"] == 0))
 
 
 def live_tensor_bytes() -> int:
     """Unique storages of all tensors that Python knows, gradients included."""
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
-            for tensor in (thing, thing.grad):
+        if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta":
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
                     storage = tensor.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from jobs.layout import ParallelLayout
 from jobs.spec import JobSpec
 from orchestrator.progress import LiveProgress, PlainProgress, progress_on
 
@@ -112,7 +113,7 @@ def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
         storage=tmp_path,
         dataset=tmp_path,
         code="",
-        zero_stage=0,
+        layout=ParallelLayout(),
         folder=tmp_path,
         slots=1,
         on_trial=lambda trial: None,

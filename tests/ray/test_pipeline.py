@@ -153,6 +153,44 @@ def test_one_and_two_workers_give_the_same_losses(tmp_path: Path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
+def test_tensor_peers_train_what_one_worker_trains_and_the_rest_of_the_job_follows(tmp_path: Path):
+    document = {key: value for key, value in DIGITS.items() if key != "search"}
+    document["train"] = {"steps": 40, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.05}}
+    document["model"] = {"name": "mlp", "args": {"hidden": [64, 32], "activation": "tanh", "dropout": 0.1}}
+    document["compress"] = {"prune": {"recover": {"epochs": 1}}, "quantize": {"schemes": ["int8_dynamic"]}}
+    one = run(JobSpec.parse(document), runs=tmp_path / "one")
+    layout = {"layout": {"tensor": 2}, "resources": {"workers": 2}}
+    two = run(JobSpec.parse({**document, **layout}), runs=tmp_path / "two")
+    assert two.layout["tensor"] == 2
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    assert {a.name for a in two.artifacts} == {"dense", "dense-int8_dynamic", "pruned", "pruned-int8_dynamic"}
+
+
+def test_a_language_model_in_a_pipeline_goes_through_all_stages(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("the loss falls step by step, and every layout agrees. " * 400)
+    document = {
+        "name": "words",
+        "data": {"source": {"kind": "text", "path": str(text), "length": 16, "tokenizer": {"kind": "word"}}},
+        "model": {"name": "transformer", "args": {"layers": 2, "width": 32, "heads": 2}},
+        "train": {"steps": 30, "batch_size": 16, "optimizer": {"name": "adamw", "lr": 1e-2}},
+        "layout": {"pipeline": 2, "zero_stage": 1},
+        "resources": {"workers": 2},
+        "compress": {"quantize": {"schemes": ["int8_dynamic", "fp16"]}, "budget": {"max_metric_drop": 1.0}},
+    }
+    report = run(JobSpec.parse(document), runs=tmp_path / "runs")
+    dense = next(a for a in report.artifacts if a.name == "dense")
+    assert dense.measurement.metric.name == "perplexity"
+    assert dense.measurement.metric.value < 3.0  # of some ten words, in an order that never changes
+    assert dense.measurement.parity_max_abs_diff < 1e-3
+    smallest = min(report.artifacts, key=lambda artifact: artifact.measurement.bytes)
+    assert smallest.measurement.bytes < dense.measurement.bytes
+
+
+def losses(report: RunReport) -> list[float]:
+    return [row["loss"] for row in report.curves["train"] if row["split"] == "validation"]
+
+
 def test_a_joint_search_trains_and_compresses_in_one_trial(tmp_path: Path):
     spec = JobSpec.parse(DIGITS).replace(
         {

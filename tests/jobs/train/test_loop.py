@@ -134,6 +134,31 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(train, tmp_path: Path
     np.testing.assert_allclose(resumed.history.losses, train(values).history.losses, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model.args.linear_widths": [24]}, "of another model: param"),
+        ({"model.args.batch_norm": True}, "of another model"),
+        ({"train.seed": 1}, "another seed"),
+        ({"train.batch_size": 64}, "another batch size"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(train, tmp_path: Path, values, reason):
+    base = {**SGD, "train.checkpoint.every_steps": 10}
+    train(base, checkpoints=tmp_path, context=StoppingContext(after=1))
+    with pytest.raises(SpecError, match=reason):
+        train({**base, **values}, checkpoints=tmp_path)
+
+
+def test_a_checkpoint_of_other_data_is_refused(train, tmp_path: Path):
+    values = {**SGD, "train.checkpoint.every_steps": 10}
+    train(values, checkpoints=tmp_path, context=StoppingContext(after=1))
+    document = tmp_path / "step-00000020" / "state.json"
+    document.write_text(document.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(SpecError, match="with other data"):
+        train(values, checkpoints=tmp_path)
+
+
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path: Path):
     train({"train.checkpoint": {"every_steps": 4, "keep": 2}}, checkpoints=tmp_path)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000016", "step-00000020"]
