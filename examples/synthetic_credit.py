@@ -1,6 +1,6 @@
 """Writes a SYNTHETIC table in the format of credit-risk data: mixed columns, missing values, rare defaults.
 
-python examples/synthetic_credit.py data/credit.csv [--rows 4000]
+python examples/synthetic_credit.py data/synthetic-credit.csv [--rows 4000]
 """
 
 import argparse

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -427,10 +428,11 @@ _TORCH_LINEAR = functional.linear
 def _forget_patches() -> None:
     """Undoes what ZeRO 3 leaves behind in the process.
 
-    Its linear layer reports gradients in another order. Two ranks of which one alone has seen ZeRO 3 would mix them up
-    under stage 2, in silence.
+    Its linear layer reports gradients in another order: two ranks of which one alone has seen ZeRO 3 would mix them up
+    under stage 2, in silence. And its stack of modules would keep every engine there has been.
     """
     functional.linear = _TORCH_LINEAR
+    FWD_MODULE_STACK.clear()
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

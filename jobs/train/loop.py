@@ -1,5 +1,6 @@
 """The training loop: one for every model, layout and purpose (training, fine-tuning, distillation)."""
 
+import gc
 import math
 import time
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ def fit(
         SpecError: the batch does not divide over the workers.
     """
     warm_up(context)
+    gc.collect()  # what trainings before have left: DeepSpeed's engines are cycles, and hold process groups
     return _Training(module, dataset, recipe, context, label, checkpoints, teacher, distill, block_costs).run()
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -71,23 +72,31 @@ class Mesh:
 
         self.layout, self.rank, self.device = layout, rank, device()
         self.coordinate = layout.coordinate(rank)
+        self._comm, self._create_group = comm, comm.new_group
         self._groups: list[Any] = []
         # Every rank makes every group, in one order, whether it belongs to it or not.
         for ranks in _lines(layout, "data"):
-            group = self._new_group(ranks)
+            group = self.new_group(ranks)
             if rank in ranks:
                 self.data_group, self._data_ranks = group, ranks
         for ranks in _lines(layout, "tensor"):
-            group = self._new_group(ranks)
+            group = self.new_group(ranks)
             if rank in ranks:
                 self.tensor_group = group
-        self._comm = comm
 
-    def _new_group(self, ranks: list[int]) -> Any:
-        from deepspeed import comm
-
-        self._groups.append(comm.new_group(ranks))
+    def new_group(self, ranks: list[int]) -> Any:
+        """A group of ranks, which ends with the mesh. Collective."""
+        self._groups.append(self._create_group(ranks))
         return self._groups[-1]
+
+    @contextmanager
+    def adopting_groups(self) -> Iterator[None]:
+        """Takes over the groups that DeepSpeed makes meanwhile, and never ends: each has threads of its own."""
+        self._comm.new_group = self.new_group
+        try:
+            yield
+        finally:
+            self._comm.new_group = self._create_group
 
     @property
     def is_last_stage(self) -> bool:
@@ -122,7 +131,7 @@ class Mesh:
             self._comm.barrier()
 
     def close(self) -> None:
-        """Ends the groups, and makes DeepSpeed forget them."""
+        """Ends the groups, and makes DeepSpeed forget them. Their threads end once nothing refers to them any more."""
         from deepspeed.utils import groups
 
         groups.mpu = None
@@ -130,6 +139,7 @@ class Mesh:
             group = self._groups.pop()
             if group != torch.distributed.GroupMember.NON_GROUP_MEMBER:
                 self._comm.destroy_process_group(group)
+        del self.data_group, self.tensor_group
 
     # -- what DeepSpeed asks of an mpu
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed import comm
 from deepspeed.runtime.pipe import PipelineModule
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
@@ -54,14 +53,15 @@ class PipelinedEngine(Engine):
         topology = PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
         # One layer a stage; of those of other stages, nothing but their number matters.
         layers = [self.module if stage == here else nn.Identity() for stage in range(layout.pipeline)]
-        with redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition
-            pipe = PipelineModule(
-                layers, topology=topology, loss_fn=self._loss, partition_method="uniform", seed_layers=False
-            )
-        self._tie(pipe)
-        pipe.register_forward_pre_hook(self._begin_forward)
-        pipe.register_forward_hook(lambda module, args, outputs: _travelling(outputs))
-        engine, *_ = deepspeed.initialize(model=pipe, optimizer=optimizer, config=config, dist_init_required=False)
+        with self.mesh.adopting_groups():
+            with redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition
+                pipe = PipelineModule(
+                    layers, topology=topology, loss_fn=self._loss, partition_method="uniform", seed_layers=False
+                )
+            self._tie(pipe)
+            pipe.register_forward_pre_hook(self._begin_forward)
+            pipe.register_forward_hook(lambda module, args, outputs: _travelling(outputs))
+            engine, *_ = deepspeed.initialize(model=pipe, optimizer=optimizer, config=config, dist_init_required=False)
         return engine
 
     def _begin_forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -74,7 +74,7 @@ class PipelinedEngine(Engine):
         for number, (alias, name) in enumerate(self._ties()):
             stages = (self._stage_of(name), self._stage_of(alias))
             for ranks in _across(self.mesh.layout, stages):
-                group = comm.new_group(ranks)
+                group = self.mesh.new_group(ranks)
                 if self.mesh.rank not in ranks:
                     continue
                 parameter = local[name] if name in local else local[alias]
@@ -135,6 +135,13 @@ class PipelinedEngine(Engine):
             yield from [None] * len(together) if found is None else [outputs.float() for outputs in found]
         engine.fwd_outputs, engine.total_loss = [], None
         engine.reset_activation_shape()
+
+    def close(self) -> None:
+        # What is left of the last batch holds its graph, and that the whole engine, out of the collector's sight.
+        engine = self._deepspeed
+        engine.pipe_buffers, engine.fwd_outputs = {}, []
+        engine.loss = engine.total_loss = engine.outputs = None
+        super().close()
 
     def _stage_of(self, name: str) -> int:
         return self._stages[name.partition(".")[0]]

@@ -111,7 +111,7 @@ def _tiles(report: RunReport, subject: Subject) -> tuple[Tile, ...]:
         _metric_tile(report, subject, selected),
         _tile("File", measured.bytes, parent.bytes, format_bytes, ("smaller", "bigger")),
         _tile("Latency, batch 1, p50", p50(measured), p50(parent), format_ms, ("faster", "slower")),
-        _tile("Parameters", measured.nonzero_params, parent.nonzero_params, format_count, ("fewer", "more")),
+        _tile("Parameters", measured.params, parent.params, format_count, ("fewer", "more")),
         _tile("MACs a sample", measured.macs, parent.macs, format_count, ("fewer", "more")),
     ]
     return tuple(tile for tile in tiles if tile is not None)

@@ -75,7 +75,7 @@ def _read(rows: Sequence[dict[str, Any]]) -> tuple[str, list[_Row]]:
                     loss=number(row.get("loss")),
                     metric=number(row.get("metric")),
                     lr=number(row.get("lr")),
-                    when=f"{unit} {x:g}",
+                    when=f"{unit} {round(x, 2):g}",
                 )
             )
     return unit, sorted(read, key=lambda row: row.x)

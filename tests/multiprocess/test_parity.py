@@ -40,3 +40,22 @@ def test_every_layout_gives_what_one_process_gives(
         assert losses < TOLERANCE, f"{model} in {name(layout)}: losses {losses:.1e} away"
         assert parameters < TOLERANCE, f"{model} in {name(layout)}: parameters {parameters:.1e} away"
         assert cell.metric == pytest.approx(one.metric, rel=1e-3)
+
+
+def test_a_model_of_the_users_own_can_be_a_pipeline(ranks: Ranks, data_folder: Path, tmp_path: Path) -> None:
+    own = {"model": {"name": "tests.multiprocess.own:network", "args": {"width": 48}}, "data.normalize": "unit"}
+    spec = spec_of("mlp", "sgd", data_folder).replace(own)
+    one = Cell(ranks, spec, ONE, data_folder, tmp_path / "one")
+    two = Cell(ranks, spec, ParallelLayout(data=2, pipeline=2, zero_stage=1), data_folder, tmp_path / "two")
+    assert max(two.away_from(one)) < TOLERANCE
+
+
+def test_a_hugging_face_model_trains_data_parallel(ranks: Ranks, data_folder: Path, tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2}
+    config |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    own = {"model": {"name": "huggingface", "args": {"config": config}}}
+    spec = spec_of("transformer", "sgd", data_folder).replace(own)
+    one = Cell(ranks, spec, ONE, data_folder, tmp_path / "one")
+    two = Cell(ranks, spec, DATA_2[3], data_folder, tmp_path / "two")
+    assert one.losses[-1] < 0.9 * one.losses[0]
+    assert max(two.away_from(one)) < TOLERANCE

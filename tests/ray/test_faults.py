@@ -185,3 +185,26 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_
     resumed = next(event for event in events(storage) if event["event"] == "resumed")
     newest = max(event["step"] for event in steps if event["t"] < resumed["t"])
     assert (goodput["recompute_s"] > 0) == (newest > resumed["step"])
+
+
+def test_a_killed_run_goes_on_in_another_layout(tmp_path: Path):
+    spec, storage = tmp_path / "spec.yaml", tmp_path / "moved"
+    model = {"name": "mlp", "args": {"hidden": [64, 32], "activation": "tanh", "dropout": 0.1}}
+    training = {"epochs": 15, "batch_size": 32, "checkpoint": {"every_steps": 50}, "schedule": "cosine"}
+    spec.write_text(yaml.safe_dump(SPEC | {"search": None, "model": model, "train": training, "compress": {}}))
+
+    def command(storage: Path, **layout: int) -> list[str]:
+        assignments = [f"--set=layout.{axis}={degree}" for axis, degree in layout.items()]
+        return [*THRESHER, "run", str(spec), "--runs", str(storage), "--set=resources.workers=2", *assignments]
+
+    def passed(event: Event) -> bool:
+        return event["event"] == "step" and event["step"] > 200
+
+    assert run_until(command(storage, data=2, zero_stage=2), storage, passed, seen=0)
+    subprocess.run(command(storage, tensor=2), check=True, capture_output=True, timeout=TIMEOUT_S)
+    (resumed,) = (event for event in events(storage) if event["event"] == "resumed")
+    assert resumed["step"] >= 150
+    undisturbed = tmp_path / "undisturbed"
+    subprocess.run(command(undisturbed, pipeline=2), check=True, capture_output=True, timeout=TIMEOUT_S)
+    (moved,), (whole,) = (folder.glob("stages/*/history.json") for folder in (storage, undisturbed))
+    np.testing.assert_allclose(read_json(moved)["losses"], read_json(whole)["losses"], rtol=1e-4)
