@@ -103,7 +103,8 @@ def test_a_run_killed_in_each_stage_is_completed_and_nothing_is_done_twice(tmp_p
     assert report["state"] == "succeeded"
     assert {a["name"] for a in report["artifacts"]} == {"dense", "dense-fp16", "pruned", "pruned-fp16"}
     assert len(report["search"]["trials"]) >= 2
-    assert not list(storage.rglob("*.tmp"))
+    # A trial that was broken off and not asked for again leaves its partial folder, for `thresher clean`.
+    assert not [path for path in storage.rglob("*.tmp") if ".partial" not in str(path)]
     assert "resumed" in {event["event"] for event in events(storage)}, "recovery began anew, not at its checkpoint"
 
 
