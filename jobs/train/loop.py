@@ -96,7 +96,8 @@ def fit(
         SpecError: the batch does not divide over the workers.
     """
     warm_up(context)
-    gc.collect()  # what trainings before have left: DeepSpeed's engines are cycles, and hold process groups
+    if context.size > 1:
+        gc.collect()  # what trainings before have left: DeepSpeed's engines are cycles, and hold process groups
     return _Training(module, dataset, recipe, context, label, checkpoints, teacher, distill, block_costs).run()
 
 

@@ -86,6 +86,8 @@ class Mesh:
 
     def new_group(self, ranks: list[int]) -> Any:
         """A group of ranks, which ends with the mesh. Collective."""
+        if self.layout.size == 1:
+            return self._comm.get_world_group()  # which is there, and costs no threads
         self._groups.append(self._create_group(ranks))
         return self._groups[-1]
 
