@@ -1,7 +1,8 @@
 """A warm gang: a WorkerGroup of Ray actors that start together and outlive trials, stages and the death of a member.
 
 Starting a process, importing torch and setting up process groups takes seconds; starting a work in a gang that has
-done all this takes milliseconds.
+done all this takes milliseconds. When a member is lost, the others live on: they form a new group with whoever takes
+its place, or without it if the gang is elastic.
 """
 
 import logging
@@ -11,30 +12,30 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.member import CONCURRENCY_GROUPS, Member, Place
-from cluster.placement import bundles, release, reserve
-from cluster.session import GangSession, Peer, describe
+from cluster.member import Place
+from cluster.roster import Entry, Roster, answers
+from cluster.session import GangSession, Peer
 from jobs.errors import WorkerLost
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
-    from ray.actor import ActorHandle
     from ray.util.placement_group import PlacementGroup
 
     from cluster.workers import Work
 
 logger = logging.getLogger(__name__)
 
-_KILL_TIMEOUT_S = 10.0
 _SETTLE_S = 5.0
-"""How long `start` waits for members that are still busy with a work that has failed elsewhere."""
+"""How long members that are still busy with a work that has failed elsewhere are waited for."""
+_LOOK_FOR_ROOM_S = 1.0
+"""Between two looks for room to start members in."""
+_LATECOMERS_S = 3.0
+"""How long members beyond the smallest size are waited for once there are enough."""
+_POLL_S = 0.05
 
 
 class Gang:
-    """Workers in one placement group; a context manager that leaves nothing behind.
+    """Workers with a slot each; a context manager that leaves nothing behind.
 
     >>> with Gang(workers=2, warm_up=set_up_process_groups) as gang:
     ...     session = gang.start(train, request)
@@ -43,12 +44,12 @@ class Gang:
     the gang first, so that every work begins in members that are alive and idle.
 
     Each worker's environment holds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT as
-    torchrun would set them; ranks on the same node are neighbours.
+    torchrun would set them; ranks on the same node are neighbours. They change when the gang forms anew.
     """
 
     def __init__(
         self,
-        workers: int,
+        workers: int | Sequence[int],
         cpus_per_worker: float = 1,
         gpus_per_worker: float = 0,
         warm_up: "Work | None" = None,
@@ -56,16 +57,22 @@ class Gang:
         first_bundle: int = 0,
         startup_timeout_s: float = 120.0,
         silence_timeout_s: float = 30.0,
+        stall_timeout_s: float = 600.0,
     ) -> None:
         """Starts the workers and returns when all of them are warm.
 
         Args:
-            warm_up: a work that every worker runs, with the request None, whenever its process is new.
+            workers: how many; or for an elastic gang the numbers that it may have, ascending. It then takes as many
+                as there is room for, at least the first of them.
+            warm_up: a work that every worker runs, with the request None, whenever its process is new or its seat
+                has changed.
             placement_group: somebody else's, to use the bundles from `first_bundle` on, and to leave in place;
                 without one the gang reserves its own.
             startup_timeout_s: for the reservation, and again for the start.
             silence_timeout_s: a worker whose control thread does not answer for so long counts as lost. Longer
                 than any native call of the work that keeps Python's interpreter lock.
+            stall_timeout_s: a worker whose work gave no sign of progress (`Context.beat`) for so long counts as
+                lost; a work that never gives one is not judged.
 
         Raises:
             SpecError: the cluster can never hold the gang.
@@ -73,29 +80,30 @@ class Gang:
             WorkerLost: a worker died while it started, or did not start in time.
             ThresherError: `warm_up`'s own error.
         """
-        demand = bundles(workers, cpus_per_worker, gpus_per_worker)
-        self._size = workers
-        self._cpus_per_worker = cpus_per_worker
-        self._gpus_per_worker = gpus_per_worker
+        self._sizes = (workers,) if isinstance(workers, int) else tuple(workers)
         self._warm_up = warm_up
-        self._first_bundle = first_bundle
         self._startup_timeout_s = startup_timeout_s
         self._silence_timeout_s = silence_timeout_s
-        self._handles: list[ActorHandle] = []
+        self._stall_timeout_s = stall_timeout_s
         self._peers: list[Peer] = []
         self._session: GangSession | None = None
         self._num_works = 0
-        self._owns_placement_group = placement_group is None
-        self._placement_group = placement_group or reserve(demand, startup_timeout_s)
+        self._looked_at = 0.0
+        started = time.monotonic()
+        self._roster = Roster(
+            self._sizes, cpus_per_worker, gpus_per_worker, placement_group, first_bundle, startup_timeout_s
+        )
+        self.queued_s = time.monotonic() - started
+        """How long the gang waited for room."""
         try:
-            self._start_members()
+            self._form()
         except BaseException:
             self.stop()
             raise
 
     @property
     def size(self) -> int:
-        return self._size
+        return len(self._peers)
 
     def start(self, work: "Work", request: Any) -> GangSession:
         """Starts a work in every worker. See the class about a gang that is not whole.
@@ -111,21 +119,37 @@ class Gang:
         return self._session
 
     def rebuild(self) -> None:
-        """Replaces every worker by a new, warm process in the same placement group. Raises as the constructor does."""
-        self._kill_members()
+        """Makes the gang whole again: replaces the members that are lost or stuck, and has the others form a new group.
+
+        An elastic gang takes the members that it has, and those that were warmed up meanwhile (`can_grow`), and waits
+        for others only below its smallest size. Raises as the constructor does; then no member is left.
+        """
+        self._dismiss_unfit()
+        self._peers, self._session = [], None
         try:
-            self._start_members()
+            self._form()
         except BaseException:
-            self._kill_members()
+            self._roster.dismiss_all()
+            self._peers, self._session = [], None
             raise
 
+    def can_grow(self) -> bool:
+        """Whether `rebuild` would make the gang larger at once. Newcomers are warmed up before it says so."""
+        if self.size == self._sizes[-1] or time.monotonic() < self._looked_at + _LOOK_FOR_ROOM_S:
+            return False
+        self._looked_at = time.monotonic()
+        for error in self._roster.settle(0.0):
+            logger.warning("a newcomer to the gang could not start: %s", error)
+        self._roster.prepare(self._warm_up)
+        return self._best_size(len(self._roster.seatable)) > self.size
+
     def stop(self) -> None:
-        """Ends every worker, waits until they are gone, and gives back the placement group if it is the gang's own."""
+        """Ends every worker, waits until they are gone, and gives back the placement groups that are the gang's own."""
         if not ray.is_initialized():
             return
-        self._kill_members()
-        if self._owns_placement_group:
-            release(self._placement_group)
+        self._roster.dismiss_all()
+        self._peers, self._session = [], None
+        self._roster.release()
 
     def __enter__(self) -> Self:
         return self
@@ -148,33 +172,66 @@ class Gang:
             work,
             request,
             silence_timeout_s=self._silence_timeout_s,
-            abandon=self._kill_members,
+            stall_timeout_s=self._stall_timeout_s,
+            abandon=self._abandon,
         )
 
-    def _start_members(self) -> None:
+    def _abandon(self) -> None:
+        self._roster.dismiss_all()
+        self._peers, self._session = [], None
+
+    def _dismiss_unfit(self) -> None:
+        """Dismisses who is lost; then who still waits for them; then who does not answer."""
+        if self._session is not None:
+            # One that is stuck goes first: only then do those end that wait for it.
+            self._dismiss_peers(self._session.lost)
+            self._session.settle(_SETTLE_S)
+            self._dismiss_peers(self._session.busy)
+        self._roster.dismiss_dead()
+
+    def _dismiss_peers(self, peers: Sequence[Peer]) -> None:
+        handles = {peer.handle for peer in peers}
+        self._roster.dismiss([entry for entry in self._roster.seatable if entry.handle in handles])
+
+    def _best_size(self, members: int) -> int:
+        """The largest size that so many members make; 0 if none."""
+        return max((size for size in self._sizes if size <= members), default=0)
+
+    def _gather(self, deadline: float) -> None:
+        """Until there are members for the smallest size. Those that start with them are waited for a little longer."""
+        roster, fewest, enough_at = self._roster, self._sizes[0], None
+        if len(roster.seatable) >= fewest:
+            return
+        while enough_at is None or (roster.preparing and time.monotonic() < enough_at + _LATECOMERS_S):
+            if enough_at is None and time.monotonic() >= deadline:
+                started = f"{len(roster.seatable)} of {fewest} workers"
+                raise WorkerLost(f"only {started} started within {self._startup_timeout_s:g} s")
+            roster.prepare(self._warm_up)
+            if failures := roster.settle(_LOOK_FOR_ROOM_S):
+                raise failures[0]
+            if enough_at is None and len(roster.seatable) >= fewest:
+                enough_at = time.monotonic()
+            elif not roster.preparing:
+                time.sleep(_POLL_S)
+
+    def _form(self) -> None:
+        """Fills the slots that are needed, gives the members ranks and warms them up together."""
         deadline = time.monotonic() + self._startup_timeout_s
-        member = ray.remote(
-            num_cpus=self._cpus_per_worker,
-            num_gpus=self._gpus_per_worker,
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups=CONCURRENCY_GROUPS,
-        )(Member)
-        for bundle in range(self._first_bundle, self._first_bundle + self._size):
-            placed = member.options(scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement_group, bundle))
-            self._handles.append(placed.remote(max(1, int(self._cpus_per_worker))))
-        places = self._answers([handle.place.remote() for handle in self._handles], deadline)
-        order = rank_order(places)
-        self._handles = [self._handles[index] for index in order]
-        places = [places[index] for index in order]
-        (port,) = self._answers([self._handles[0].free_port.remote()], deadline)
-        seats = zip(self._handles, environments(places, port), strict=True)
-        self._answers(
-            [handle.seat.remote(rank, self._size, seat) for rank, (handle, seat) in enumerate(seats)], deadline
+        self._gather(deadline)
+        roster = self._roster
+        members = roster.seatable[: self._best_size(len(roster.seatable))]
+        members = [members[index] for index in rank_order([_place(entry) for entry in members])]
+        (port,) = answers([members[0].handle.free_port.remote()], deadline, len(members))
+        seats = environments([_place(entry) for entry in members], port)
+        answers(
+            [
+                entry.handle.seat.remote(rank, len(members), seat)
+                for rank, (entry, seat) in enumerate(zip(members, seats, strict=True))
+            ],
+            deadline,
+            len(members),
         )
-        self._peers = [
-            Peer(rank, handle, place) for rank, (handle, place) in enumerate(zip(self._handles, places, strict=True))
-        ]
+        self._peers = [Peer(rank, entry.handle, _place(entry)) for rank, entry in enumerate(members)]
         if self._warm_up is not None:
             self._session = self._begin(self._warm_up, None)
             try:
@@ -182,25 +239,10 @@ class Gang:
             except TimeoutError as error:
                 raise WorkerLost(f"warm-up took longer than {self._startup_timeout_s:g} s") from error
 
-    def _answers(self, asked: "Sequence[ObjectRef]", deadline: float) -> list[Any]:
-        try:
-            return ray.get(list(asked), timeout=max(0.0, deadline - time.monotonic()))
-        except GetTimeoutError as error:
-            raise WorkerLost(f"{self._size} workers did not start within {self._startup_timeout_s:g} s") from error
-        except RayError as error:
-            raise WorkerLost(f"a worker died while it started: {describe(error)}") from error
 
-    def _kill_members(self) -> None:
-        """Kills every worker and waits until Ray has confirmed it: only then is its bundle free for another."""
-        handles, self._handles, self._peers, self._session = self._handles, [], [], None
-        for handle in handles:
-            ray.kill(handle)
-        deadline = time.monotonic() + _KILL_TIMEOUT_S
-        for handle in handles:
-            while not _is_dead(handle, deadline):
-                if time.monotonic() >= deadline:
-                    logger.warning("Ray has not confirmed the end of a killed worker: %s", handle)
-                    break
+def _place(entry: Entry) -> Place:
+    assert entry.place is not None, "a member that could take a seat has said where it is"
+    return entry.place
 
 
 def rank_order(places: Sequence[Place]) -> list[int]:
@@ -228,13 +270,3 @@ def environments(places: Sequence[Place], port: int) -> list[dict[str, str]]:
         }
         for rank, node in enumerate(nodes)
     ]
-
-
-def _is_dead(handle: "ActorHandle", deadline: float) -> bool:
-    try:
-        ray.get(handle.ping.remote(), timeout=max(0.0, deadline - time.monotonic()))
-    except RayActorError:
-        return True
-    except GetTimeoutError:
-        return False
-    return False

@@ -8,6 +8,7 @@ reports; `control` answers pings and takes stop requests while work runs.
 import os
 import socket
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,16 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How far a work has come: what a member answers to a ping."""
+
+    beats: int
+    """Signs of life since the work began; 0 for a work that gives none."""
+    age_s: float
+    """Since the last of them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,9 @@ class Seat:
     def stop_requested(self) -> bool:
         return self._member.stop_requested(self._number)
 
+    def beat(self) -> None:
+        self._member.beat()
+
 
 class Member:
     """Works are numbered from 1 upwards, because the three threads learn of a work at different times."""
@@ -74,20 +88,18 @@ class Member:
         self._finished = 0
         self._stopped = 0
         self._reports: list[dict[str, Any]] = []
+        self._beats, self._beaten_at = 0, time.monotonic()
 
     # --- control -----------------------------------------------------------------------------------------------
 
     @ray.method(concurrency_group="control")
     def place(self) -> Place:
-        return Place(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+        return _here()
 
     @ray.method(concurrency_group="control")
     def free_port(self) -> int:
         """A port that was free a moment ago, for the rendezvous at rank 0."""
-        with socket.socket() as listener:
-            listener.bind(("", 0))
-            port: int = listener.getsockname()[1]
-            return port
+        return _free_port()
 
     @ray.method(concurrency_group="control")
     def seat(self, rank: int, size: int, environment: dict[str, str]) -> None:
@@ -97,8 +109,9 @@ class Member:
         os.environ.update(environment)
 
     @ray.method(concurrency_group="control")
-    def ping(self) -> None:
-        """Answers, which is all that is asked of it."""
+    def ping(self) -> Pulse:
+        """Answers, and says how the work goes on."""
+        return Pulse(self._beats, time.monotonic() - self._beaten_at)
 
     @ray.method(concurrency_group="control")
     def request_stop(self, number: int) -> None:
@@ -125,6 +138,15 @@ class Member:
     # --- work --------------------------------------------------------------------------------------------------
 
     @ray.method(concurrency_group="work")
+    def prepare(self, environment: dict[str, str], warm_up: "Work | None") -> Place:
+        """Warms the member up on its own, before it gets a seat among others."""
+        os.environ.update(environment)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        if warm_up is not None:
+            self._perform(warm_up, Seat(self, 0, 0, 1, self._num_threads), None)
+        return _here()
+
+    @ray.method(concurrency_group="work")
     def run(self, number: int, work: "Work", request: Any) -> Any:
         """Runs a work; its result travels from rank 0 alone.
 
@@ -133,17 +155,23 @@ class Member:
         with self._changed:
             self._current = number
             self._reports = []
+        self._beats = 0
         try:
-            result = work(Seat(self, number, self._rank, self._size, self._num_threads), request)
-        except ThresherError:
-            raise
-        except Exception as error:
-            raise JobFailed(f"worker {self._rank}: {_last_lines(error)}") from error
+            result = self._perform(work, Seat(self, number, self._rank, self._size, self._num_threads), request)
         finally:
             with self._changed:
                 self._finished = number
                 self._changed.notify_all()
+            self._beats = 0
         return result if self._rank == 0 else None
+
+    def _perform(self, work: "Work", seat: Seat, request: Any) -> Any:
+        try:
+            return work(seat, request)
+        except ThresherError:
+            raise
+        except Exception as error:
+            raise JobFailed(f"worker {seat.rank}: {_last_lines(error)}") from error
 
     def add_report(self, number: int, measurement: dict[str, Any]) -> None:
         with self._changed:
@@ -153,6 +181,21 @@ class Member:
 
     def stop_requested(self, number: int) -> bool:
         return self._stopped >= number
+
+    def beat(self) -> None:
+        self._beaten_at = time.monotonic()
+        self._beats += 1
+
+
+def _here() -> Place:
+    return Place(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _last_lines(error: Exception) -> str:

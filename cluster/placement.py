@@ -4,8 +4,8 @@ The rules, in Ray's words: a *bundle* is what one worker needs on one node, and 
 reserves all bundles of a gang or none, so that two jobs that each got half of their workers can never wait for each
 other. Bundles are packed onto as few nodes as possible, because the workers of a gang talk to each other.
 
-`bundles` and `capacity` are pure; `reserve` and `release` are the effects. Who reserves a group releases it: a gang
-that was handed somebody else's placement group leaves it alone.
+`bundles` and `capacity` are pure; `reserve`, `request` and `release` are the effects. Who reserves a group releases
+it: a gang that was handed somebody else's placement group leaves it alone.
 """
 
 import time
@@ -77,10 +77,9 @@ def reserve(demand: Sequence[Resources], timeout_s: float) -> "PlacementGroup":
         JobFailed: they did not become free within `timeout_s`. Nothing is held then.
     """
     import ray
-    from ray.util.placement_group import placement_group
 
     check_fits(demand, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    group = placement_group([dict(bundle) for bundle in demand], strategy="PACK")
+    group = request(demand)
     deadline = time.monotonic() + timeout_s
     try:
         # In slices, because an interruption by the user is only seen between calls into Ray.
@@ -94,6 +93,20 @@ def reserve(demand: Sequence[Resources], timeout_s: float) -> "PlacementGroup":
         release(group)
         raise
     return group
+
+
+def request(demand: Sequence[Resources]) -> "PlacementGroup":
+    """Asks for bundles without waiting for them: a standing request, until it is released."""
+    from ray.util.placement_group import placement_group
+
+    return placement_group([dict(bundle) for bundle in demand], strategy="PACK")
+
+
+def is_placed(group: "PlacementGroup") -> bool:
+    """Whether all bundles lie on living nodes at this moment."""
+    from ray.util.placement_group import placement_group_table
+
+    return placement_group_table(group).get("state") == "CREATED"
 
 
 def release(group: "PlacementGroup") -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 
-from cluster.member import Place
+from cluster.member import Place, Pulse
 from jobs.errors import JobFailed, ThresherError, WorkerLost
 
 if TYPE_CHECKING:
@@ -62,17 +62,21 @@ class GangSession:
         request: Any,
         *,
         silence_timeout_s: float,
+        stall_timeout_s: float,
         abandon: Callable[[], None],
     ) -> None:
         self._peers = peers
         self._number = number
         self._silence_timeout_s = silence_timeout_s
+        self._stall_timeout_s = stall_timeout_s
         self._abandon = abandon
         self._runs: dict[ObjectRef, Peer] = {peer.handle.run.remote(number, work, request): peer for peer in peers}
         self._question: ObjectRef | None = None
         self._drained = False
         self._pings: dict[ObjectRef, Peer] = {}
         self._pinged_at = time.monotonic()
+        self._pulses: dict[int, Pulse] = {}
+        self._lost: list[Peer] = []
         self._reports: list[dict[str, Any]] = []
         self._result: Any = None
         self._errors: list[ThresherError] = []
@@ -108,10 +112,13 @@ class GangSession:
         self._raise_failure()
         return self._result
 
-    def stop(self, grace_s: float) -> None:
-        deadline = time.monotonic() + grace_s
+    def ask_stop(self) -> None:
         for peer in self._peers:
             peer.handle.request_stop.remote(self._number)
+
+    def stop(self, grace_s: float) -> None:
+        deadline = time.monotonic() + grace_s
+        self.ask_stop()
         while not self._over and time.monotonic() < deadline:
             self._advance(deadline - time.monotonic())
         # One member may have failed while others are still at it.
@@ -121,6 +128,16 @@ class GangSession:
             self._abandon()
 
     # --- for the gang ------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> list[Peer]:
+        """Members that died, went silent or got stuck."""
+        return list(self._lost)
+
+    @property
+    def busy(self) -> list[Peer]:
+        """Members whose work has not ended."""
+        return list(self._runs.values())
 
     def ended(self) -> bool:
         """Whether the outcome is known, good or bad. After a failure, some members may still be at work."""
@@ -137,15 +154,17 @@ class GangSession:
                 break
         return not self._runs and not self._lost
 
+    def settle(self, timeout_s: float) -> None:
+        """Waits, at most `timeout_s`, until the members that are not lost have nothing to do."""
+        deadline = time.monotonic() + timeout_s
+        while any(peer not in self._lost for peer in self._runs.values()) and time.monotonic() < deadline:
+            self._advance(deadline - time.monotonic())
+
     # --- inside ------------------------------------------------------------------------------------------------
 
     @property
     def _over(self) -> bool:
         return self._failure is not None or (not self._runs and self._drained and not self._errors)
-
-    @property
-    def _lost(self) -> bool:
-        return any(isinstance(error, WorkerLost) for error in (*self._errors, self._failure))
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -167,8 +186,26 @@ class GangSession:
             self._book(answer)
         if self._pings and time.monotonic() - self._pinged_at > self._silence_timeout_s:
             for peer in self._pings.values():
-                self._add_error(peer.lost(f"it has not answered for {self._silence_timeout_s:g} s"))
+                self._lose(peer, f"it has not answered for {self._silence_timeout_s:g} s")
+        self._look_for_stuck()
         self._judge()
+
+    def _look_for_stuck(self) -> None:
+        """Where one is stuck, all wait for it sooner or later: it is the one that has come least far."""
+        if self._pings or self._errors:
+            return  # what some have answered and others not yet can't be compared; after a failure all stand still
+        running = {peer.rank: peer for peer in self._runs.values()}
+        pulses = {rank: pulse for rank, pulse in self._pulses.items() if rank in running and pulse.beats}
+        if any(pulse.age_s > self._stall_timeout_s for pulse in pulses.values()):
+            least = min(pulse.beats for pulse in pulses.values())
+            for rank, pulse in pulses.items():
+                if pulse.beats == least:
+                    self._lose(running[rank], f"its work has made no progress for {self._stall_timeout_s:g} s")
+
+    def _lose(self, peer: Peer, cause: str) -> None:
+        if peer not in self._lost:
+            self._lost.append(peer)
+            self._add_error(peer.lost(cause))
 
     def _book(self, answer: "ObjectRef") -> None:
         if answer == self._question:
@@ -181,7 +218,10 @@ class GangSession:
             if peer.rank == 0:
                 self._result = value
         else:
-            self._value(answer, self._pings.pop(answer))
+            peer = self._pings.pop(answer)
+            pulse = self._value(answer, peer)
+            if pulse is not None:
+                self._pulses[peer.rank] = pulse
 
     def _value(self, answer: "ObjectRef", peer: Peer, otherwise: Any = None) -> Any:
         try:
@@ -193,7 +233,7 @@ class GangSession:
         except RaySystemError as error:
             self._add_error(JobFailed(f"the answer of worker {peer.rank} cannot be read: {describe(error)}"))
         except RayError as error:
-            self._add_error(peer.lost(describe(error)))
+            self._lose(peer, describe(error))
         return otherwise
 
     def _add_error(self, error: ThresherError) -> None:

@@ -31,6 +31,9 @@ class Context(Protocol):
     def stop_requested(self) -> bool:
         """True once whoever started the work wants it to end early, at the next safe point."""
 
+    def beat(self) -> None:
+        """A sign that the work goes on. One that has given a sign, and then gives none for long, counts as stuck."""
+
 
 @dataclass
 class LocalContext:
@@ -49,6 +52,9 @@ class LocalContext:
 
     def stop_requested(self) -> bool:
         return False
+
+    def beat(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What a stage asks of its workers: plain records that travel to them, so whoever asks need not import torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
 from jobs.spec.compress import Prune
 from jobs.spec.data import Data
@@ -20,6 +21,17 @@ class Recipe:
     layout: ParallelLayout = field(default_factory=ParallelLayout)
     micro_batch: int | None = None
     nvme_path: str | None = None
+    elsewise: tuple[ParallelLayout, ...] = ()
+    """Of an elastic job: the layouts for other numbers of workers."""
+
+    def of_size(self, workers: int) -> "Recipe":
+        """With the layout for a group of so many workers. Raises SpecError if there is none."""
+        for layout in (self.layout, *self.elsewise):
+            if layout.size == workers:
+                return replace(self, layout=layout)
+        raise SpecError.at(
+            "layout", f"a layout of {self.layout.size} workers for a group of {workers}", vars(self.layout)
+        )
 
     def total_steps(self, num_samples: int) -> int:
         """Number of optimizer steps; only the run's last incomplete batch is dropped."""

@@ -47,7 +47,7 @@ def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
             result = fit(
                 module,
                 dataset,
-                recovery(request.recipe, section),
+                recovery(request.recipe.of_size(context.size), section),
                 context,
                 label=f"recover {index + 1}/{len(ratios)}",
                 checkpoints=steps / f"recover-{index + 1}",

@@ -13,7 +13,7 @@ import copy
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,10 +53,13 @@ class Checkpoints:
     Args:
         folder: made when first needed.
         keep: how many of the newest to keep.
+        on_written: is told, at rank 0, each step whose checkpoint is whole, and the seconds that it took in all.
     """
 
-    def __init__(self, folder: Path, keep: int, mesh: Mesh) -> None:
-        self.folder, self.keep, self.mesh = folder, keep, mesh
+    def __init__(
+        self, folder: Path, keep: int, mesh: Mesh, on_written: Callable[[int, float], None] = lambda step, seconds: None
+    ) -> None:
+        self.folder, self.keep, self.mesh, self.on_written = folder, keep, mesh, on_written
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._copies: dict[str, torch.Tensor] = {}
@@ -65,6 +68,7 @@ class Checkpoints:
     def save(self, engine: Engine, position: Position, history: dict[str, object]) -> None:
         """Copies the state, and begins to write it. Collective. Raises what went wrong with the one before."""
         self.wait()
+        started = time.monotonic()
         parts: dict[str, dict[str, Any]] = {}
         for held, mine in _shares(engine.held(), self.mesh):
             if not mine:
@@ -75,7 +79,7 @@ class Checkpoints:
             self._copies[held.name].copy_(held.value)
             parts[held.name] = {"shape": held.shape, "dim": held.dim, "start": held.start}
         document: dict[str, Any] = asdict(position) | {"scalars": engine.scalars(), "history": copy.deepcopy(history)}
-        self._writing = self._thread.submit(self._write, position.step, parts, document)
+        self._writing = self._thread.submit(self._write, position.step, parts, document, started)
 
     def wait(self) -> None:
         """Until the newest checkpoint is on disk, as far as this rank writes it. Raises what went wrong with it."""
@@ -95,19 +99,22 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
 
-    def _write(self, step: int, parts: dict[str, dict[str, Any]], document: dict[str, Any]) -> None:
+    def _write(self, step: int, parts: dict[str, dict[str, Any]], document: dict[str, Any], started: float) -> None:
         final = self.folder / f"step-{step:08d}"
         temporary = _temporary(final)
         name = f"shard-{self.mesh.rank:05d}"
         with storage_errors(final):
             try:
-                temporary.mkdir(parents=True, exist_ok=True)
+                # Never the folders above: a storage that has vanished must not come back empty.
+                self.folder.mkdir(exist_ok=True)
+                temporary.mkdir(exist_ok=True)
                 path = temporary / f"{name}.safetensors"
                 save_file({tensor: self._copies[tensor] for tensor in parts}, path)
                 fsync(path)
                 write_json(temporary / f"{name}.json", {"sha256": digest_file(path), "parts": parts})
                 if self.mesh.rank == 0:
                     self._commit(final, document)
+                    self.on_written(step, time.monotonic() - started)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise

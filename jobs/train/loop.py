@@ -3,6 +3,7 @@
 import gc
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from jobs.train.pipeline import PipelinedEngine
 from jobs.train.schedule import rate
 
 SYNC_EVERY_STEPS = 10
-"""Steps between looks at the losses: for divergence, and for a wish to stop."""
+"""Most steps between two looks at the losses: for divergence, and for a wish to stop."""
+SYNC_EVERY_S = 1.0
+"""Aim for the time between two of them, where steps take long."""
 REPORT_EVERY_S = 0.5
 """Least time between two reports of steps: whoever reads them shares the machine with the training."""
 EVALUATION_BATCH = 512
@@ -135,39 +138,49 @@ class _Training:
         self.teacher = teacher.to(device()).eval() if teacher is not None and distill is not None else None
         self.mesh = Mesh(layout, context.rank)
         self.engine = _engine(module, recipe, self.share, self.mesh, block_costs)
-        self.checkpoints = Checkpoints(checkpoints, train.checkpoint.keep, self.mesh) if checkpoints else None
+        keep = train.checkpoint.keep
+        self.checkpoints = Checkpoints(checkpoints, keep, self.mesh, self._written) if checkpoints else None
         self.history = History()
         self.pending: list[torch.Tensor] = []
         self.reported, self.reported_at, self.next_report_at = 0, time.monotonic(), -math.inf
+        self.synced, self.synced_at, self.sync_at = 0, time.monotonic(), SYNC_EVERY_STEPS
+        self.saved = -1
 
     def run(self) -> FitResult:
         try:
             result = self._run()
+            if self.checkpoints is not None:
+                self.checkpoints.close()
         except BaseException:
             if self.checkpoints is not None:
                 self.checkpoints.close(abandon=True)
+            with suppress(RuntimeError):  # of a peer that is gone: what counts is the error that led here
+                self._end()
             raise
-        if self.checkpoints is not None:
-            self.checkpoints.close()
-        self.engine.close()
-        self.mesh.close()
+        self._end()
         return result
 
+    def _end(self) -> None:
+        """Leaves the process as it was, so that it can train again, in another group if need be."""
+        self.engine.close()
+        self.mesh.close()
+
     def _run(self) -> FitResult:
-        step = self._resume()
+        step = self.synced = self._resume()
+        self.sync_at = step + SYNC_EVERY_STEPS
         self.engine.module.train()
         stopped = False
-        started = self.reported_at = time.monotonic()
+        started = self.reported_at = self.synced_at = time.monotonic()
         while step < self.total_steps and not stopped:
             self._step(step)
             step += 1
             epoch_end = step in self.evaluate_after
             due = self.checkpoints is not None and step % self.train.checkpoint.every_steps == 0
-            if epoch_end or due or step % SYNC_EVERY_STEPS == 0 or step == self.total_steps:
+            if epoch_end or due or step >= self.sync_at or step == self.total_steps:
                 stopped = self._sync(step)
             if epoch_end:
                 self._evaluate(step)
-            if due and step < self.total_steps:
+            if (due or stopped) and step < self.total_steps:
                 self.history.productive_s += time.monotonic() - started
                 self._save(step)
                 started = time.monotonic()
@@ -199,10 +212,17 @@ class _Training:
 
     def _batch(self, step: int) -> Batch:
         place, share = self.mesh.coordinate.data, self.share
+
+        def part(index: int) -> Any:
+            found = self.batches.share(step, place, share.data, index, share.accumulation)
+            self.context.beat()  # a rank that is stuck over its data has beaten less often than those that wait for it
+            return found
+
+        self.context.beat()
         return Batch(
             self.train.seed,
             step,
-            part=lambda index: self.batches.share(step, place, share.data, index, share.accumulation),
+            part=part,
             ids=lambda index: self.batches.ids(step, place, share.data, index, share.accumulation),
         )
 
@@ -220,9 +240,14 @@ class _Training:
     def _sync(self, step: int) -> bool:
         """Sums the losses of the last steps over ranks, and agrees on whether to stop."""
         stop = float(self.context.stop_requested())
-        values = torch.stack([*self.pending, torch.tensor(stop, device=device())]).double()
-        *losses, stops = self.mesh.sum(values).tolist()
+        step_s = (time.monotonic() - self.synced_at) / max(1, step - self.synced)
+        agreed = [torch.tensor(value, device=device()) for value in (step_s, stop)]
+        values = torch.stack([*self.pending, *agreed]).double()
+        *losses, step_s, stops = self.mesh.sum(values).tolist()
         self.pending.clear()
+        # The same on all ranks, as all of them must look at the same step.
+        steps = int(SYNC_EVERY_S * self.mesh.layout.size / max(step_s, 1e-9))
+        self.synced, self.synced_at, self.sync_at = step, time.monotonic(), step + min(max(1, steps), SYNC_EVERY_STEPS)
         self.history.losses += losses
         if not all(math.isfinite(loss) for loss in losses):
             raise TrainingDiverged(
@@ -288,6 +313,7 @@ class _Training:
         found = np.zeros((n, 3 if signature.per_step else signature.outputs), np.float32)
         with self.engine.evaluating():
             for chunk, outputs in zip(chunks, self.engine.outputs(samples), strict=True):
+                self.context.beat()
                 if outputs is not None and self.mesh.answers:
                     found[chunk] = condense(outputs.cpu().numpy(), targets[chunk])
         if self.mesh.layout.size == 1:
@@ -301,10 +327,15 @@ class _Training:
         return Position(step, self.train.batch_size, self.train.seed, self.dataset.fingerprint)
 
     def _save(self, step: int) -> None:
-        assert self.checkpoints is not None
+        if self.checkpoints is None or step == self.saved:
+            return
         started = time.monotonic()
         self.checkpoints.save(self.engine, self._position(step), self.history.document())
+        self.saved = step
         self.history.checkpoint_s += time.monotonic() - started
+
+    def _written(self, step: int, seconds: float) -> None:
+        self.context.report({"event": "checkpoint", "label": self.label, "step": step, "seconds": seconds})
 
     def _resume(self) -> int:
         if self.checkpoints is None:

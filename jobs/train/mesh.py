@@ -20,14 +20,16 @@ GROUP_TIMEOUT_S = 300
 def warm_up(context: Context, request: Any = None) -> None:
     """Does once a process what every training needs: heavy imports, threads, the process group.
 
-    Safe to call again: what is there is kept.
+    Safe to call again: what is there is kept, unless the process has been given another seat.
     """
     torch.set_num_threads(context.num_threads)
     _quiet()
     from deepspeed import comm, init_distributed
 
     if comm.is_initialized():
-        return
+        if os.environ.get(_FORMED) in (None, _seat()):
+            return
+        disband()
     os.environ.setdefault("RANK", str(context.rank))
     os.environ.setdefault("LOCAL_RANK", str(context.rank))
     os.environ.setdefault("WORLD_SIZE", str(context.size))
@@ -41,6 +43,15 @@ def warm_up(context: Context, request: Any = None) -> None:
         verbose=False,
         timeout=timedelta(seconds=GROUP_TIMEOUT_S),
     )
+    os.environ[_FORMED] = _seat()
+
+
+_FORMED = "THRESHER_PROCESS_GROUP"
+"""Where the process notes for which seat it has formed its group: as lasting as the group itself."""
+
+
+def _seat() -> str:
+    return " ".join(os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def disband() -> None:

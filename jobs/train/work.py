@@ -23,7 +23,7 @@ def train(context: Context, request: TrainRequest) -> dict[str, Any]:
     then nothing but checkpoints was written.
     """
     dataset = Dataset.open(request.dataset)
-    info, recipe = dataset.info, request.recipe
+    info, recipe = dataset.info, request.recipe.of_size(context.size)
     section = model_section(request.model)
     costs = _block_costs(section, info.signature) if recipe.layout.pipeline > 1 else ()
     result = fit(

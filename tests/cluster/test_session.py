@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from cluster import session as module
-from cluster.member import Place
+from cluster.member import Place, Pulse
 from cluster.session import GangSession, Peer
 from jobs.errors import JobFailed, TrainingDiverged, WorkerLost
 from tests.cluster.worker_fakes import FakeMember, FakeRay
@@ -17,7 +17,9 @@ class Bench:
         self.members = [FakeMember(), FakeMember()]
         self.abandoned = False
         peers = [Peer(rank, member, Place("n", "10.0.0.1", 7)) for rank, member in enumerate(self.members)]
-        self.session = GangSession(peers, 1, None, None, silence_timeout_s=5.0, abandon=self.abandon)
+        self.session = GangSession(
+            peers, 1, None, None, silence_timeout_s=5.0, stall_timeout_s=60.0, abandon=self.abandon
+        )
 
     def abandon(self):
         self.abandoned = True
@@ -140,3 +142,18 @@ def test_stop_kills_what_does_not_end(bench, fake_ray):
     assert fake_ray.now - before < 11.0
     with pytest.raises(WorkerLost, match="within the 10 s"):
         bench.session.result(0.0)
+
+
+def test_of_those_that_make_no_progress_the_one_that_has_come_least_far_is_lost(bench, fake_ray):
+    bench.members[0].pulse = Pulse(beats=8, age_s=61.0)
+    bench.members[1].pulse = Pulse(beats=7, age_s=62.0)
+    with pytest.raises(WorkerLost, match=r"worker 1 .* no progress for 60 s"):
+        bench.session.result(600.0)
+    assert [peer.rank for peer in bench.session.lost] == [1]
+
+
+def test_a_work_that_gives_no_signs_is_not_judged_by_them(bench, fake_ray):
+    for member in bench.members:
+        member.pulse = Pulse(beats=0, age_s=3600.0)
+    with pytest.raises(TimeoutError):
+        bench.session.result(100.0)

@@ -70,3 +70,43 @@ def test_an_error_of_on_report_stops_the_work():
     with pytest.raises(OSError, match="no space"):
         run_work(group, work, None, on_report=refuse, stop_grace_s=4.0)
     assert group.sessions[0].stopped_with == 4.0
+
+
+def test_the_causes_of_all_attempts_are_told_in_the_end():
+    group = FakeGroup([[WorkerLost("no power")], [WorkerLost("no memory")]])
+    with pytest.raises(WorkerLost) as caught:
+        run_work(group, work, None, max_failures=1)
+    lines = str(caught.value).splitlines()
+    assert lines[1:] == ["  attempt 1: no power", "  attempt 2: no memory"]
+
+
+STOPPED = {"stopped": True}
+
+
+def test_a_work_goes_on_in_a_group_that_has_grown():
+    group = FakeGroup([[[{"step": 1}], Result(STOPPED)], [Result({"stopped": False})]], grows_to=4)
+    sizes = []
+    assert run_work(group, work, None, resizable=True, on_resize=sizes.append) == {"stopped": False}
+    assert group.sessions[0].asked_to_stop
+    assert group.events == ["start", "rebuild", "start"]
+    assert sizes == [4]
+
+
+def test_a_work_that_ended_before_it_saw_the_wish_is_done():
+    group = FakeGroup([[[{"step": 1}], Result({"stopped": False})]], grows_to=4)
+    assert run_work(group, work, None, resizable=True) == {"stopped": False}
+    assert group.events == ["start"]
+
+
+def test_what_cannot_be_resized_is_left_alone():
+    group = FakeGroup([[[{"step": 1}], Result(1)]], grows_to=4)
+    assert run_work(group, work, None) == 1
+    assert not group.sessions[0].asked_to_stop
+
+
+def test_the_user_is_heeded_also_while_the_group_grows():
+    group = FakeGroup([[[{"step": 1}], [{"step": 2}], Result(STOPPED)]], grows_to=4)
+    asked = iter([False, True])
+    result = run_work(group, work, None, resizable=True, should_stop=lambda: next(asked))
+    assert result == STOPPED
+    assert group.events == ["start"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.member import Pulse
 from jobs.errors import WorkerLost
 
 
@@ -13,6 +14,7 @@ class FakeSession:
     def __init__(self, script: list[Any]) -> None:
         self._script = list(script)
         self.stopped_with: float | None = None
+        self.asked_to_stop = False
 
     def next(self, timeout_s: float) -> list[dict[str, Any]]:
         if isinstance(self._script[0], Result):
@@ -27,6 +29,9 @@ class FakeSession:
 
     def result(self, timeout_s: float) -> Any:
         return self._script[0].value
+
+    def ask_stop(self) -> None:
+        self.asked_to_stop = True
 
     def stop(self, grace_s: float) -> None:
         self.stopped_with = grace_s
@@ -46,6 +51,8 @@ class FakeGroup:
     events: list[str] = field(default_factory=list)
     sessions: list[FakeSession] = field(default_factory=list)
     rebuild_fails_with: WorkerLost | None = None
+    grows_to: int | None = None
+    """Room for so many workers; taken by the next rebuild."""
 
     def start(self, work: Any, request: Any) -> FakeSession:
         self.events.append("start")
@@ -57,6 +64,10 @@ class FakeGroup:
         if self.rebuild_fails_with is not None:
             error, self.rebuild_fails_with = self.rebuild_fails_with, None
             raise error
+        self.size = self.grows_to or self.size
+
+    def can_grow(self) -> bool:
+        return self.grows_to is not None and self.grows_to > self.size
 
     def stop(self) -> None:
         self.events.append("stop")
@@ -76,6 +87,7 @@ class FakeMember:
     def __init__(self) -> None:
         self.answers: dict[str, FakeAnswer] = {}
         self.silent = False
+        self.pulse = Pulse(0, 0.0)
         self.stop_requests: list[int] = []
 
     def finish(self, result: Any = None) -> None:
@@ -105,7 +117,7 @@ class FakeMember:
             self.answers[name] = FakeAnswer() if fresh.ready else fresh
             answer = fresh
         if name == "ping" and not self.silent:
-            answer.ready = True
+            answer.ready, answer.value = True, self.pulse
         return answer
 
     @property

@@ -55,6 +55,41 @@ def sleep(context, seconds):
     time.sleep(seconds)
 
 
+def sign(context, folder):
+    """Every rank leaves its process id."""
+    with open(os.path.join(folder, str(context.rank)), "w", encoding="utf-8") as file:
+        file.write(str(os.getpid()))
+    return context.size
+
+
+def count_until_told(context, folder):
+    """Goes on until it is told to end: by a file, or early. Tells how many there were, and how it ended."""
+    while not os.path.exists(os.path.join(folder, "end")):
+        if context.stop_requested():
+            return {"stopped": True, "size": context.size}
+        context.report({"size": context.size})
+        time.sleep(0.05)
+    return {"stopped": False, "size": context.size}
+
+
+def stall(context, process):
+    """Rank 1, which is `process`, makes no progress any more; the others wait until it has gone."""
+    for _ in range(2 if context.rank == 1 else 3):
+        context.beat()
+    if context.rank == 1:
+        time.sleep(600)
+    while is_running(process):
+        time.sleep(0.1)
+
+
+def is_running(process):
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def exit_at(context, request):
     """Rank `rank` dies at once; the others see it as a broken connection does, or not at all."""
     if context.rank == request["rank"]:

@@ -1,6 +1,7 @@
 """Gangs of real Ray actors: what they run, how they die, and that nothing of them is left."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -195,13 +196,107 @@ def test_a_work_that_does_not_stop_is_killed(gang):
     assert run_work(gang, gang_works.describe, None)["pid"] != process
 
 
-def test_warm_up_runs_in_every_new_process():
+def test_warm_up_runs_in_every_new_process_and_every_new_group():
     with Gang(2, warm_up=gang_works.remember) as gang:
         assert run_work(gang, gang_works.recall, None) == "0 of 2"
-        before = run_work(gang, gang_works.describe, None)["pid"]
+        port = run_work(gang, gang_works.describe, None)["seat"]["MASTER_PORT"]
         gang.rebuild()
         assert run_work(gang, gang_works.recall, None) == "0 of 2"
-        assert run_work(gang, gang_works.describe, None)["pid"] != before
+        assert run_work(gang, gang_works.describe, None)["seat"]["MASTER_PORT"] != port
+
+
+def processes(gang, folder):
+    """Process ids of the members, by rank."""
+    folder.mkdir()
+    run_work(gang, gang_works.sign, str(folder))
+    return [int((folder / str(rank)).read_text()) for rank in range(gang.size)]
+
+
+def lose(gang, rank):
+    """One member dies at work, and the others notice."""
+    with pytest.raises(WorkerLost):
+        run_work(gang, gang_works.exit_at, {"rank": rank, "echo": True})
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_living_stay_when_a_member_is_replaced(gang, tmp_path, lost):
+    before = processes(gang, tmp_path / "before")
+    lose(gang, lost)
+    gang.rebuild()
+    after = processes(gang, tmp_path / "after")
+    assert before[1 - lost] in after
+    assert before[lost] not in after
+    assert len(set(after)) == 2
+
+
+def test_a_member_that_makes_no_progress_is_replaced_and_the_others_stay(tmp_path):
+    with Gang(2, stall_timeout_s=2.0) as gang:
+        before = processes(gang, tmp_path / "before")
+        with pytest.raises(WorkerLost, match=r"worker 1 .* no progress for 2 s"):
+            run_work(gang, gang_works.stall, before[1])
+        gang.rebuild()
+        after = processes(gang, tmp_path / "after")
+        assert before[0] in after
+        assert before[1] not in after
+
+
+class TestElastic:
+    def test_it_takes_what_there_is_and_grows_when_there_is_more(self, tmp_path):
+        taken = reserve(bundles(2, 1, 0), 10.0)
+        sizes = []
+        try:
+            with Gang((1, 2, 4)) as gang:
+                assert gang.size == 2
+                before = processes(gang, tmp_path / "before")
+
+                def on_report(report):
+                    nonlocal taken
+                    if taken is not None:
+                        release(taken)
+                        taken = None
+                    if report["size"] == 4:
+                        (tmp_path / "end").touch()
+
+                result = run_work(
+                    gang,
+                    gang_works.count_until_told,
+                    str(tmp_path),
+                    on_report=on_report,
+                    resizable=True,
+                    on_resize=sizes.append,
+                )
+                assert result == {"stopped": False, "size": 4}
+                assert sizes == [4]
+                assert set(before) < set(processes(gang, tmp_path / "after"))
+        finally:
+            if taken is not None:
+                release(taken)
+
+    def test_it_goes_on_with_fewer_at_once_and_grows_back(self, tmp_path):
+        with Gang((1, 2, 4)) as gang:
+            before = processes(gang, tmp_path / "before")
+            assert len(before) == 4
+            lose(gang, 3)
+            start = time.monotonic()
+            gang.rebuild()
+            assert time.monotonic() - start < SOON_S
+            assert gang.size == 2  # 3 is no size that it may have
+            deadline = time.monotonic() + 30
+            while not gang.can_grow() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            gang.rebuild()
+            after = processes(gang, tmp_path / "after")
+            assert set(before[:3]) < set(after)
+            assert len(after) == 4
+
+    def test_below_its_smallest_size_it_waits_for_room(self, tmp_path):
+        with Gang((2, 3)) as gang:
+            before = processes(gang, tmp_path / "before")
+            os.kill(before[1], signal.SIGKILL)
+            lose(gang, 2)
+            gang.rebuild()
+            assert gang.size >= 2
+            assert before[0] in processes(gang, tmp_path / "after")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +310,7 @@ def test_a_constructor_that_fails_leaves_nothing(warm_up, error):
 
 def test_a_start_that_takes_too_long_leaves_nothing():
     start = time.monotonic()
-    with pytest.raises(WorkerLost, match="longer than 4 s"):
+    with pytest.raises(WorkerLost, match="0 of 1 workers started within 4 s"):
         Gang(1, warm_up=lambda context, request: time.sleep(60), startup_timeout_s=4.0)
     assert time.monotonic() - start < 4.0 + SOON_S
 
