@@ -7,6 +7,7 @@ of a worker, `run_work` rebuilds the group and simply starts it again, be it wit
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,7 +72,7 @@ def run_work(
     max_failures: int = 0,
     on_restart: Callable[[WorkerLost, int], None] | None = None,
     resizable: bool = False,
-    on_resize: Callable[[int], None] | None = None,
+    on_resize: Callable[[int, float], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     poll_s: float = 1.0,
     stop_grace_s: float = 30.0,
@@ -86,7 +87,7 @@ def run_work(
     Args:
         on_report: gets each report of rank 0, in order.
         resizable: the work goes on where it was asked to end early, with the document {"stopped": true} as its result.
-        on_resize: is told the new size.
+        on_resize: is told the new size, and the seconds that it took to form the group anew.
         should_stop: asked at least every `poll_s`; once it says True the work is asked to end early, and what it then
             returns is the result.
         poll_s: how long one wait for reports may last.
@@ -100,10 +101,10 @@ def run_work(
     while True:
         try:
             if rebuild:
-                size = group.size
+                size, started = group.size, time.monotonic()
                 group.rebuild()
                 if on_resize is not None and group.size != size:
-                    on_resize(group.size)
+                    on_resize(group.size, time.monotonic() - started)
             drive = _Drive(group, group.start(work, request), resizable, should_stop, poll_s, stop_grace_s)
             result = drive.run(on_report)
             rebuild = drive.grows and isinstance(result, dict) and bool(result.get("stopped"))

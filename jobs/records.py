@@ -214,6 +214,8 @@ class Demand(Record):
     """What the job asks of a cluster: a gang of equal workers that start together."""
 
     workers: int
+    fewest_workers: int
+    """It can do with so few; fewer than `workers` for an elastic job."""
     cpus_per_worker: int
     gpus_per_worker: int
     memory_bytes_per_worker: int
@@ -269,6 +271,8 @@ class JobPlan(Record):
     model: ModelSummary
     stages: tuple[StagePlan, ...]
     layout: dict[str, Any]
+    elsewise: tuple[dict[str, Any], ...] = ()
+    """Of an elastic job: its layouts for fewer workers, most workers first."""
     alternatives: tuple[LayoutAlternative, ...]
     batch: dict[str, int]
     total_steps: int

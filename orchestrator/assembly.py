@@ -65,7 +65,7 @@ def build_report(
         artifacts=selection.artifacts,
         selected=selection.selected,
         budget=spec.compress.budget.model_dump(mode="json"),
-        warnings=(*plan.warnings, *_refusals(events), *selection.warnings),
+        warnings=(*plan.warnings, *_warnings(events), *_refusals(events), *selection.warnings),
         goodput=goodput(events, slots),
         environment=environment(),
     )
@@ -75,6 +75,11 @@ def _refusals(events: list[dict[str, Any]]) -> list[str]:
     """Schemes that did not suit a model, each once."""
     refused = {event["artifact"]: event["reason"] for event in events if event["event"] == "refused"}
     return [f"{artifact} was not made: {reason}" for artifact, reason in refused.items()]
+
+
+def _warnings(events: list[dict[str, Any]]) -> list[str]:
+    """What was warned of on the way, each once."""
+    return list(dict.fromkeys(event["message"] for event in events if event["event"] == "warning"))
 
 
 def _pick(record: dict[str, Any], *keys: str) -> dict[str, Any]:

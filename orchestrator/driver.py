@@ -15,10 +15,10 @@ from cluster.gang import Gang
 from jobs.code import copy_modules
 from jobs.context import WorkRef
 from jobs.errors import ClusterUnreachable, Interrupted, SpecError, ThresherError
-from jobs.layout import ParallelLayout
-from jobs.records import RunReport
+from jobs.records import JobPlan, RunReport
 from jobs.spec import JobSpec
 from jobs.storage import write_json
+from orchestrator.layouts import planned_layouts
 from orchestrator.pipeline import Job, perform, prepare
 from orchestrator.plan import plan_job
 from orchestrator.runs import Run, Storage
@@ -93,7 +93,7 @@ def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
         ExitStack() as stack,
     ):
         run.event("connected", seconds=time.monotonic() - started)
-        workers = Workers(run, spec, stack)
+        workers = Workers(run, spec, plan, stack)
         job = Job(
             run=run,
             spec=spec,
@@ -106,15 +106,15 @@ def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
                 code=plan.hashes["code"],
                 dataset=dataset,
                 group=workers.get,
-                layout=ParallelLayout(**plan.layout),
+                layouts=planned_layouts(plan),
                 # Not the plan's: a searched batch is divided anew.
                 micro_batch=None if spec.layout == "auto" else spec.layout.micro_batch,
-                max_failures=spec.retry.max_failures,
+                retry=spec.retry,
                 on_report=run.log,
                 on_stage=run.stage_done,
                 should_stop=lambda: False,
             ),
-            slots=_slots(connection, spec),
+            slots=_slots(connection, spec, plan.demand.fewest_workers),
             trials=[],
         )
         return perform(job)
@@ -134,12 +134,12 @@ def _modules(spec: JobSpec, *, travel: bool) -> Iterator[Path | None]:
             yield Path(copy)
 
 
-def _slots(connection: Connection, spec: JobSpec) -> int:
-    """How many gangs of the job's size the free resources hold. On several nodes fewer may fit; Tune then waits."""
+def _slots(connection: Connection, spec: JobSpec, workers: int) -> int:
+    """How many gangs of a trial's size the free resources hold. On several nodes fewer may fit; Tune then waits."""
     free, resources = connection.free(), spec.resources
-    fits = [free.get("CPU", 0.0) // (spec.num_workers * resources.cpus_per_worker)]
+    fits = [free.get("CPU", 0.0) // (workers * resources.cpus_per_worker)]
     if resources.gpus_per_worker:
-        fits.append(free.get("GPU", 0.0) // (spec.num_workers * resources.gpus_per_worker))
+        fits.append(free.get("GPU", 0.0) // (workers * resources.gpus_per_worker))
     return max(1, int(min(fits)))
 
 
@@ -149,8 +149,9 @@ class Workers:
     During a search its seats are needed by the trials, so it ends before one.
     """
 
-    def __init__(self, run: Run, spec: JobSpec, stack: ExitStack) -> None:
+    def __init__(self, run: Run, spec: JobSpec, plan: JobPlan, stack: ExitStack) -> None:
         self.run, self.spec, self.stack = run, spec, stack
+        self.sizes = sorted(layout.size for layout in planned_layouts(plan))
         self.gang: Gang | None = None
 
     def get(self) -> Gang:
@@ -159,13 +160,19 @@ class Workers:
             resources = self.spec.resources
             self.gang = self.stack.enter_context(
                 Gang(
-                    self.spec.num_workers,
+                    self.sizes,
                     resources.cpus_per_worker,
                     resources.gpus_per_worker,
                     warm_up=WorkRef("jobs.train.mesh:warm_up"),
+                    stall_timeout_s=self.spec.retry.stall_timeout_s,
                 )
             )
-            self.run.event("workers_started", workers=self.gang.size, seconds=time.monotonic() - started)
+            self.run.event(
+                "workers_started",
+                workers=self.gang.size,
+                seconds=time.monotonic() - started,
+                queued_s=self.gang.queued_s,
+            )
         return self.gang
 
     def release(self) -> None:

@@ -8,15 +8,16 @@ from jobs.records import Goodput
 def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
     """Adds up a run's events over all its attempts.
 
-    productive: stages at work, without what is named below. startup: connecting to Ray and starting workers, and in
-    a search the time in which its seats held no trial. checkpoint: training held up by a save. recompute: steps done
-    again after a loss. restart: from the loss of a worker to the first sign of life after it. Time between
-    attempts, in which no driver lived, does not count.
+    queued: waiting for room on the cluster. productive: stages at work, without what is named below. startup:
+    connecting to Ray and starting workers, and in a search the time in which its seats held no trial. checkpoint:
+    training held up by a save. recompute: steps done again after a loss. restart: from the loss of a worker to the
+    first sign of life after it, and the forming of a larger group. Time between attempts, in which no driver lived,
+    does not count.
 
     Args:
         slots: how many trials ran at a time.
     """
-    wall = startup = stage_s = checkpoint = recompute = restart = 0.0
+    wall = queued = startup = stage_s = checkpoint = recompute = restart = 0.0
     restarts: list[dict[str, Any]] = []
     began = last = lost_at = None
     trial_s, search_s = 0.0, 0.0
@@ -30,7 +31,8 @@ def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
             began, lost_at = t, None
         last = t
         if kind in ("connected", "workers_started"):
-            startup += event["seconds"]
+            queued += event.get("queued_s", 0.0)
+            startup += event["seconds"] - event.get("queued_s", 0.0)
         elif kind == "prepared":
             stage_s += event["seconds"]
         elif kind == "stage" and not event["reused"] and not event["stage"].startswith("search"):
@@ -43,6 +45,9 @@ def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
         elif kind == "restart":
             restarts.append({"stage": event["stage"], "cause": event["cause"], "t": t})
             lost_at = t
+        elif kind == "resize" and lost_at is None:
+            restarts.append({"stage": event["stage"], "cause": f"grew to {event['workers']} workers", "t": t})
+            restart += event["seconds"]
         elif kind == "resumed":
             before = newest_step.get(event["label"], event["step"])
             recompute += max(0, before - event["step"]) * step_s.get(event["label"], 0.0)
@@ -61,12 +66,12 @@ def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
     productive = max(0.0, stage_s + busy - checkpoint - recompute - restart)
     return Goodput(
         wall_s=wall,
-        queued_s=0.0,
+        queued_s=queued,
         startup_s=startup,
         productive_s=productive,
         checkpoint_s=checkpoint,
         recompute_s=recompute,
         restart_s=restart,
         restarts=tuple(restarts),
-        ettr=min(1.0, productive / wall) if wall > 0 else 0.0,
+        ettr=min(1.0, productive / (wall - queued)) if wall > queued else 0.0,
     )

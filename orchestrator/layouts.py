@@ -14,7 +14,7 @@ from jobs.layout import (
     share_batch,
     stages_of,
 )
-from jobs.records import DatasetInfo, LayoutAlternative, MemoryEstimate, ModelSummary
+from jobs.records import DatasetInfo, JobPlan, LayoutAlternative, MemoryEstimate, ModelSummary
 from jobs.spec import JobSpec
 from jobs.spec.train import Layout
 from jobs.train.memory import communication_bytes, estimate, sample_bytes
@@ -120,6 +120,11 @@ def choose_layout(
         alternatives=tuple(_alternative(each, chosen, why) for each in found[:SHOWN]),
         warnings=tuple(_warnings(chosen, available, spec)),
     )
+
+
+def planned_layouts(plan: JobPlan) -> tuple[ParallelLayout, ...]:
+    """A plan's layout for each number of workers that the job may have, most first."""
+    return tuple(ParallelLayout(**layout) for layout in (plan.layout, *plan.elsewise))
 
 
 def available_bytes(memory_bytes: int, workers: int) -> int:

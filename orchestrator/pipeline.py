@@ -13,12 +13,12 @@ from jobs import data
 from jobs.data import Dataset
 from jobs.errors import BudgetUnmet
 from jobs.export.card import file_records
-from jobs.layout import ParallelLayout
 from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase
 from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
+from orchestrator.layouts import planned_layouts
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
 from orchestrator.selection import Selection, best_compression, best_trials, select
@@ -104,6 +104,7 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
 
     assert base.search is not None
     num_trials = base.search.num_trials(phase)
+    smallest = planned_layouts(job.plan)[-1]
     name = f"search/{phase}{suffix}" if phase == "compress" else "search"
     started = time.monotonic()
 
@@ -116,12 +117,13 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
             job.run.event("trial", stage=name, **trial.to_json())
 
         task = SearchTask(
-            base=base,
+            # Trials of an elastic job are small, so that there are many at a time.
+            base=base.with_workers(smallest.size),
             phase=phase,
             storage=job.storage.root,
             dataset=job.dataset,
             code=job.plan.hashes["code"],
-            layout=ParallelLayout(**job.plan.layout),
+            layout=smallest,
             folder=folder,
             slots=job.slots,
             on_trial=on_trial,

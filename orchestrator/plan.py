@@ -4,7 +4,7 @@ Nothing is changed and nothing heavy is imported: a plan takes well under a seco
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from jobs.spec.model import ForeignModel, HuggingFaceModel
 from jobs.spec.train import Layout
 from jobs.train.config import deepspeed_config
 from jobs.train.memory import estimate, sample_bytes
-from orchestrator.layouts import PROCESS_BYTES, Variant, available_bytes, choose_layout
+from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
 from orchestrator.stages import SCHEMA_VERSIONS, prune_config, search_config, train_config
 
@@ -41,12 +41,10 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
     code = code_digest(spec)
     model = model_summary(spec, info, code, storage)
     memory = memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    own, searched = Variant(spec, model), searched_variants(spec, info, model)
-    choice = choose_layout(own, info, memory, variants=[each.variant for each in searched])
-    layout, share, needed = choice.layout, choice.share, choice.memory
     total_steps = count_steps(spec, info)
-    check_searched(searched, layout, info)
-    warnings = [*choice.warnings, *check_recovery(own, layout, info, memory)]
+    choice, *fewer = choose_layouts(spec, info, model, memory)
+    layout, share, needed = choice.layout, choice.share, choice.memory
+    warnings = list(choice.warnings)
     if not model.layout_invariant:
         warnings += [
             "layout_invariant: false: the model has layers of your own; where they look at the micro-batch (stock "
@@ -59,6 +57,7 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
         model=model,
         stages=tuple(plan_stages(spec, storage, fingerprint, code, hashes)),
         layout=asdict(layout),
+        elsewise=tuple(asdict(each.layout) for each in fewer),
         batch={"global": share.global_batch, "micro": share.micro, "accumulation": share.accumulation},
         total_steps=total_steps,
         alternatives=choice.alternatives,
@@ -71,13 +70,46 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
             nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
         ),
         demand=Demand(
-            workers=spec.num_workers,
+            workers=layout.size,
+            fewest_workers=fewer[-1].layout.size if fewer else layout.size,
             cpus_per_worker=spec.resources.cpus_per_worker,
             gpus_per_worker=spec.resources.gpus_per_worker,
             memory_bytes_per_worker=needed.total + PROCESS_BYTES,
         ),
         hashes=hashes,
         warnings=tuple(warnings),
+    )
+
+
+def choose_layouts(spec: JobSpec, info: DatasetInfo, model: ModelSummary, memory_bytes: int) -> list[LayoutChoice]:
+    """The layout for each number of workers that the job may have and that has a legal one, most workers first.
+
+    Raises SpecError, that of the most workers, if there is none.
+    """
+    fewest, most = spec.worker_range
+    found: list[LayoutChoice] = []
+    refusals: list[SpecError] = []
+    for workers in range(most, fewest - 1, -1):
+        sized = spec.with_workers(workers)
+        own, searched = Variant(sized, model), searched_variants(sized, info, model)
+        try:
+            choice = choose_layout(own, info, memory_bytes, variants=[each.variant for each in searched])
+            check_searched(searched, choice.layout, info)
+            more = check_recovery(own, choice.layout, info, memory_bytes)
+        except SpecError as error:
+            refusals.append(error)
+        else:
+            found.append(replace(choice, warnings=(*choice.warnings, *more)))
+    if found:
+        return found
+    if fewest == most:
+        raise refusals[0]
+    reason = refusals[0].problems[0]
+    raise SpecError.at(
+        "resources.workers",
+        f"no number of workers from {fewest} to {most} has a legal layout; with {most}: {reason}",
+        [fewest, most],
+        "a range with a number that the batch divides over",
     )
 
 

@@ -31,6 +31,7 @@ def plan_lines(plan: JobPlan) -> list[str]:
             f"{layout['zero_stage']}{_offload(layout['offload'])}; batch {share['global']} = micro {share['micro']} × "
             f"accumulation {share['accumulation']} × data {layout['data']}",
         ),
+        *_elastic(plan),
         *_pipeline(plan),
         (
             "memory",
@@ -42,7 +43,8 @@ def plan_lines(plan: JobPlan) -> list[str]:
         ),
         (
             "demand",
-            f"{plan.demand.workers} × ({plan.demand.cpus_per_worker} CPU, {plan.demand.gpus_per_worker} GPU, "
+            f"{_range(plan.demand.fewest_workers, plan.demand.workers)} × ({plan.demand.cpus_per_worker} CPU, "
+            f"{plan.demand.gpus_per_worker} GPU, "
             f"{format_bytes(plan.demand.memory_bytes_per_worker)})",
         ),
     ]
@@ -53,6 +55,22 @@ def plan_lines(plan: JobPlan) -> list[str]:
     lines += ["", "deepspeed", *_tree(plan.deepspeed), "", "spec, every default resolved", *_tree(_without_nulls(spec))]
     lines += ["", *(f"warning: {warning}" for warning in plan.warnings)] if plan.warnings else []
     return lines
+
+
+def _range(fewest: int, most: int) -> str:
+    return str(most) if fewest == most else f"{fewest} to {most}"
+
+
+def _elastic(plan: JobPlan) -> list[tuple[str, str]]:
+    """The layouts for fewer workers."""
+    return [
+        (
+            "fewer",
+            f"{layout['data'] * layout['tensor'] * layout['pipeline']} workers: data {layout['data']} × tensor "
+            f"{layout['tensor']} × pipeline {layout['pipeline']}, ZeRO {layout['zero_stage']}",
+        )
+        for layout in plan.elsewise
+    ]
 
 
 def _pipeline(plan: JobPlan) -> list[tuple[str, str]]:

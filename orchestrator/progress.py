@@ -7,6 +7,20 @@ from typing import Any, TextIO
 
 from orchestrator.units import format_seconds
 
+LASTING = (
+    "started",
+    "prepared",
+    "connected",
+    "workers_started",
+    "stage",
+    "restart",
+    "resize",
+    "resumed",
+    "warning",
+    "failed",
+)
+"""Events that stay above the live display."""
+
 
 class PlainProgress:
     """One line for what matters: stages, epochs, trials, losses of workers; else a sign of life."""
@@ -58,6 +72,10 @@ def describe(event: dict[str, Any]) -> str:
                 for k, v in event["params"].items()
             )
             return f"trial {event['number']}: {event['state']}{cause}, {shown}{event['epochs']} epochs; {params}"
+        case "resize":
+            return f"{event['stage']}: goes on with {event['workers']} workers"
+        case "warning":
+            return f"warning: {event['message']}"
         case "restart":
             return f"{event['stage']}: a worker was lost ({event['cause']}); starting again from the last checkpoint"
         case "resumed":
@@ -135,7 +153,18 @@ class LiveProgress:
             value = event["values"].get("metric", event["curve"][-1] if event["curve"] else None)
             self.trials[event["number"]] = {**{k: event[k] for k in ("state", "params", "epochs")}, "metric": value}
             self.bar.update(self.task, advance=1, note=self._best_so_far())
-        if kind in ("stage", "prepared", "connected", "workers_started", "restart", "resumed", "failed", "started"):
+        if kind in (
+            "stage",
+            "prepared",
+            "connected",
+            "workers_started",
+            "restart",
+            "resize",
+            "warning",
+            "resumed",
+            "failed",
+            "started",
+        ):
             self.console.print(f"  {describe(event)}", highlight=False, markup=False)
         if kind == "stage" and event["stage"].startswith("search"):
             self.trials.clear()

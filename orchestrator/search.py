@@ -91,9 +91,9 @@ class TrialActor(tune.Trainable):
             code=shared["code"],
             dataset=Path(shared["dataset"]),
             group=self._workers,
-            layout=ParallelLayout(**shared["layout"]),
+            layouts=[ParallelLayout(**shared["layout"])],
             micro_batch=shared["micro_batch"],
-            max_failures=self.base.retry.max_failures,
+            retry=self.base.retry,
             on_report=lambda report: None,
             on_stage=lambda name, manifest, reused: None,
             should_stop=lambda: self.stopping.is_set(),
@@ -111,6 +111,7 @@ class TrialActor(tune.Trainable):
                 resources.gpus_per_worker,
                 warm_up=WorkRef("jobs.train.mesh:warm_up"),
                 placement_group=ray.util.get_current_placement_group(),
+                stall_timeout_s=self.base.retry.stall_timeout_s,
             )
             self.gang_s = time.monotonic() - started
         return self.gang

@@ -4,7 +4,7 @@ A stage whose manifest is there is not run again, whoever made it: the training 
 winner.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from jobs.requests import (
 from jobs.spec import JobSpec
 from jobs.spec.model import HuggingFaceModel
 from jobs.spec.search import Phase
-from jobs.spec.train import Layout
+from jobs.spec.train import Layout, Retry
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
 
 SCHEMA_VERSIONS = {"train": 1, "prune": 1, "export": 1, "quantize": 1, "measure": 1, "test": 1, "search": 1}
+RESIZABLE = ("train", "prune")
+"""Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
 
@@ -86,7 +88,8 @@ class Stages:
         code: digest of the user's modules, or "" where the spec uses none.
         dataset: folder of the prepared data set; its name is the fingerprint.
         group: gives the workers; called when the first stage really has to run.
-        layout: ZeRO stage and micro-batch, as planned.
+        layouts: as planned; of an elastic job for each number of workers, most first.
+        grace_s: how long a training that is told to end has for its checkpoint.
         on_report: gets what the work reports while it runs.
         on_stage: gets (name, manifest, reused) of each stage that is complete.
         should_stop: asked while work runs; True ends it early.
@@ -99,9 +102,9 @@ class Stages:
         code: str,
         dataset: Path,
         group: Callable[[], WorkerGroup],
-        layout: ParallelLayout,
+        layouts: Sequence[ParallelLayout],
         micro_batch: int | None,
-        max_failures: int,
+        retry: Retry,
         on_report: Report,
         on_stage: Callable[[str, StageManifest, bool], None],
         should_stop: Callable[[], bool],
@@ -111,9 +114,9 @@ class Stages:
         self.code = code
         self.dataset = dataset
         self.group = group
-        self.layout = layout
+        self.layouts = layouts
         self.micro_batch = micro_batch
-        self.max_failures = max_failures
+        self.retry = retry
         self.on_report = on_report
         self.on_stage = on_stage
         self.should_stop = should_stop
@@ -133,16 +136,22 @@ class Stages:
         def restarted(loss: WorkerLost, count: int) -> None:
             self.on_report({"event": "restart", "stage": name, "cause": str(loss), "count": count})
 
+        def resized(workers: int, seconds: float) -> None:
+            self.on_report({"event": "resize", "stage": name, "workers": workers, "seconds": seconds})
+
         def do(folder: Path) -> dict[str, Any] | None:
             self.on_report({"event": "stage_started", "stage": name, "stage_hash": folder.stem})
             result = run_work(
                 self.group(),
                 WorkRef(work),
                 request(folder),
-                on_report=self.on_report,
+                on_report=self._heed_grace(name),
                 on_restart=restarted,
+                resizable=stage in RESIZABLE,
+                on_resize=resized,
                 should_stop=self.should_stop,
-                max_failures=self.max_failures,
+                max_failures=self.retry.max_failures,
+                stop_grace_s=self.retry.grace_s,
             )
             return None if result.get("stopped") else result
 
@@ -158,6 +167,24 @@ class Stages:
             raise Interrupted(f"{name} was stopped; what it did so far is kept")
         self.on_stage(name, manifest, reused)
         return manifest
+
+    def _heed_grace(self, name: str) -> Report:
+        """Passes reports on, and warns once of checkpoints that take longer than the grace time."""
+        warned = False
+
+        def on_report(report: dict[str, Any]) -> None:
+            nonlocal warned
+            self.on_report(report)
+            if report["event"] == "checkpoint" and report["seconds"] > self.retry.grace_s and not warned:
+                warned = True
+                message = (
+                    f"{name}: a checkpoint takes {report['seconds']:.3g} s, and retry.grace_s gives it "
+                    f"{self.retry.grace_s:.3g} s: when the job is told to end, what was trained after the last regular "
+                    "one is lost"
+                )
+                self.on_report({"event": "warning", "stage": name, "message": message})
+
+        return on_report
 
     def folder(self, manifest: StageManifest) -> Path:
         return self.storage.stage(manifest.hash)
@@ -279,7 +306,8 @@ class Stages:
             train=spec.train,
             data=spec.data,
             metric=spec.metric,
-            layout=self.layout,
+            layout=self.layouts[0],
+            elsewise=tuple(self.layouts[1:]),
             micro_batch=self.micro_batch,
             nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
         )

@@ -85,6 +85,10 @@ class JobSpec(Section):
 
     def _check_layout(self) -> None:
         """What is legal of itself; what the model must be fit for is seen by the planner."""
+        fewest, most = self.worker_range
+        if fewest != most and self.layout != "auto":
+            what = "an elastic job has a layout for each number of workers"
+            raise illegal(what, "auto, or a fixed number of workers", at="layout")
         asked = self.layout.parallel if isinstance(self.layout, Layout) else self.data_parallel
         if problem := refusal(asked, self.layout_setting):
             raise illegal(problem.message, problem.allowed, at=problem.path)
@@ -122,8 +126,19 @@ class JobSpec(Section):
 
     @property
     def num_workers(self) -> int:
-        assert isinstance(self.resources.workers, int)
-        return self.resources.workers
+        """The most that the job may have."""
+        return self.worker_range[1]
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers."""
+        workers = self.resources.workers
+        return (workers, workers) if isinstance(workers, int) else workers
+
+    def with_workers(self, count: int) -> "JobSpec":
+        """The same job with a fixed number of workers."""
+        resources = self.resources.model_copy(update={"workers": count})
+        return self.model_copy(update={"resources": resources})
 
     @property
     def layout_setting(self) -> Setting:

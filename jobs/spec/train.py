@@ -169,17 +169,17 @@ class Layout(Section):
 
 class Resources(Section):
     workers: int | tuple[int, int] = 1
+    """How many; or [fewest, most]: the job starts with what there is, goes on with fewer after a loss, and grows."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     """Accelerators a worker; one worker drives at most one."""
     runtime: Literal["gang", "ray_train"] = "gang"
 
     @model_validator(mode="after")
-    def _later(self) -> "Resources":
-        if not isinstance(self.workers, int):
-            raise not_supported_yet("elastic workers ([min, max])", at="workers")
-        if not 1 <= self.workers <= 65_536:
-            raise illegal("the number of workers is out of range", "1 to 65536", at="workers")
+    def _legal(self) -> "Resources":
+        fewest, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+        if not 1 <= fewest <= most <= 65_536:
+            raise illegal("the number of workers is out of range", "1 to 65536, or [fewest, most]", at="workers")
         if self.runtime == "ray_train":
             raise not_supported_yet("runtime ray_train", at="runtime")
         return self
@@ -187,4 +187,8 @@ class Resources(Section):
 
 class Retry(Section):
     max_failures: int = Field(default=3, ge=0, le=1000)
-    """How many times lost workers are replaced before the job fails."""
+    """How many times a stage goes on after the loss of workers before the job fails."""
+    grace_s: float = Field(default=30.0, gt=0.0, le=86_400.0)
+    """How long a training that is told to end has for its checkpoint, before its workers are killed."""
+    stall_timeout_s: float = Field(default=600.0, gt=0.0, le=86_400.0)
+    """A worker whose training makes no progress for so long counts as lost. Longer than any step takes."""

@@ -86,7 +86,9 @@ STOPPED = {"stopped": True}
 def test_a_work_goes_on_in_a_group_that_has_grown():
     group = FakeGroup([[[{"step": 1}], Result(STOPPED)], [Result({"stopped": False})]], grows_to=4)
     sizes = []
-    assert run_work(group, work, None, resizable=True, on_resize=sizes.append) == {"stopped": False}
+    assert run_work(group, work, None, resizable=True, on_resize=lambda size, seconds: sizes.append(size)) == {
+        "stopped": False
+    }
     assert group.sessions[0].asked_to_stop
     assert group.events == ["start", "rebuild", "start"]
     assert sizes == [4]

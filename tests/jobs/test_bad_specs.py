@@ -397,7 +397,6 @@ SPECS |= {
     ),
 }
 LATER: dict[str, tuple[dict[str, Any], str]] = {
-    "elastic": ({"resources.workers": [1, 4]}, "resources.workers"),
     "ray_train": ({"resources.runtime": "ray_train"}, "resources.runtime"),
     "pack": ({"compress.pack": {"sparsity": 0.9}}, "compress.pack"),
     **{name: (space(DROPOUT, {"uniform": [0, 0.1]}, algorithm=name), "search.algorithm") for name in ("gp", "nsga2")},

@@ -263,7 +263,7 @@ class TestElastic:
                     str(tmp_path),
                     on_report=on_report,
                     resizable=True,
-                    on_resize=sizes.append,
+                    on_resize=lambda size, seconds: sizes.append(size),
                 )
                 assert result == {"stopped": False, "size": 4}
                 assert sizes == [4]
