@@ -114,7 +114,7 @@ def run_work(
             causes.append(str(error))
             if len(causes) > max_failures:
                 raise _used_up(causes) from error
-            logger.warning("%s; restart %d of at most %d", error, len(causes), max_failures)
+            logger.info("%s; restart %d of at most %d", error, len(causes), max_failures)
             if on_restart is not None:
                 on_restart(error, len(causes))
             rebuild = True

@@ -73,7 +73,7 @@ def describe(event: dict[str, Any]) -> str:
             )
             return f"trial {event['number']}: {event['state']}{cause}, {shown}{event['epochs']} epochs; {params}"
         case "resize":
-            return f"{event['stage']}: goes on with {event['workers']} workers"
+            return f"{event['stage']}: goes on with {event['workers']} worker{'s' * (event['workers'] != 1)}"
         case "warning":
             return f"warning: {event['message']}"
         case "restart":
