@@ -62,12 +62,17 @@ def disband() -> None:
 
     if not comm.is_initialized():
         return
+    _GROUPS.clear()
     comm.destroy_process_group()
     comm.comm.cdb = None
     # ZeRO 3 numbers modules and parameters for the life of a process, and compares the numbers among the ranks: those
     # of different ages would not agree.
     Init.param_id = 0
     DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__ = ([0],)
+
+
+_GROUPS: dict[tuple[int, ...], Any] = {}
+"""Of this process, by their ranks. All ranks have made them in one order, since all have run the same trainings."""
 
 
 class Mesh:
@@ -84,7 +89,6 @@ class Mesh:
         self.layout, self.rank, self.device = layout, rank, device()
         self.coordinate = layout.coordinate(rank)
         self._comm, self._create_group = comm, comm.new_group
-        self._groups: list[Any] = []
         # Every rank makes every group, in one order, whether it belongs to it or not.
         for ranks in _lines(layout, "data"):
             group = self.new_group(ranks)
@@ -96,15 +100,17 @@ class Mesh:
                 self.tensor_group = group
 
     def new_group(self, ranks: list[int]) -> Any:
-        """A group of ranks, which ends with the mesh. Collective."""
+        """The group of these ranks, which lasts as long as the process group: trainings share it. Collective."""
         if self.layout.size == 1:
             return self._comm.get_world_group()  # which is there, and costs no threads
-        self._groups.append(self._create_group(ranks))
-        return self._groups[-1]
+        key = tuple(ranks)
+        if key not in _GROUPS:
+            _GROUPS[key] = self._create_group(ranks)
+        return _GROUPS[key]
 
     @contextmanager
-    def adopting_groups(self) -> Iterator[None]:
-        """Takes over the groups that DeepSpeed makes meanwhile, and never ends: each has threads of its own."""
+    def sharing_groups(self) -> Iterator[None]:
+        """Has DeepSpeed share the groups too: it makes its own for each training, with threads that never end."""
         self._comm.new_group = self.new_group
         try:
             yield
@@ -144,15 +150,10 @@ class Mesh:
             self._comm.barrier()
 
     def close(self) -> None:
-        """Ends the groups, and makes DeepSpeed forget them. Their threads end once nothing refers to them any more."""
+        """Makes DeepSpeed forget the groups."""
         from deepspeed.utils import groups
 
         groups.mpu = None
-        while self._groups:
-            group = self._groups.pop()
-            if group != torch.distributed.GroupMember.NON_GROUP_MEMBER:
-                self._comm.destroy_process_group(group)
-        del self.data_group, self.tensor_group
 
     # -- what DeepSpeed asks of an mpu
 

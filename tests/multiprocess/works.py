@@ -23,6 +23,7 @@ from jobs.records import Signature
 from jobs.requests import TrainRequest
 from jobs.spec.model import TransformerModel
 from jobs.spec.train import AdamW
+from jobs.train import loop
 from jobs.train.engine import Batch, Engine
 from jobs.train.mesh import Mesh, warm_up
 from jobs.train.work import train
@@ -47,9 +48,11 @@ class _Ended:
         pass
 
     def stop_requested(self) -> bool:
-        # Asked at every tenth step.
-        self._looks += 10
+        self._looks += loop.SYNC_EVERY_STEPS
         return self._looks >= self._step
+
+    def beat(self) -> None:
+        pass
 
 
 def train_until(context: Context, request: Until) -> list[tuple[int, tuple[int, ...]]]:
@@ -79,11 +82,14 @@ def _listening(seen: list[tuple[int, tuple[int, ...]]]) -> Iterator[None]:
         seen.append((step, tuple(found[2].tolist())))
         return found
 
+    interval = loop.SYNC_EVERY_S
     TrainingBatches.share = share  # type: ignore[method-assign]
+    loop.SYNC_EVERY_S = 1e9  # looks at every tenth step, however slow the machine is
     try:
         yield
     finally:
         TrainingBatches.share = original  # type: ignore[method-assign]
+        loop.SYNC_EVERY_S = interval
 
 
 @dataclass(frozen=True)
