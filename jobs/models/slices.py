@@ -51,10 +51,10 @@ class StoredModel:
     def read(self, name: str, dim: int | None = None, first: int = 0, last: int = 0) -> torch.Tensor:
         """A tensor, or of it what lies from `first` up to `last` along `dim`. Raises ArtifactError."""
         try:
-            if dim is None:
-                return self._file.get_tensor(name)
-            places: tuple[Any, ...] = (*[slice(None)] * dim, slice(first, last))
-            return self._file.get_slice(name)[places].contiguous()
+            places: tuple[Any, ...] = () if dim is None else (*[slice(None)] * dim, slice(first, last))
+            # A view of the mapped file comes back, which keeps the whole tensor mapped: of it the part alone is copied.
+            view = self._file.get_slice(name)[places] if places else self._file.get_tensor(name)
+            return view.clone(memory_format=torch.contiguous_format)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{self.folder}: the tensor {name} can't be read: {error}") from error
 
