@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from jobs.compress.prune import prune_structured
 from jobs.exchange import Exchange
 from jobs.layout import ParallelLayout, block_costs
-from jobs.models.build import MODEL_FILE, build, save_model
+from jobs.models.build import MODEL_FILE, RECIPE_FILE, build, save_model
 from jobs.models.invariant import GROUPED
 from jobs.models.registry import summarize
 from jobs.models.slices import StoredModel, tensor_width
@@ -19,6 +19,7 @@ from jobs.records import Signature
 from jobs.requests import DividedPredictRequest
 from jobs.spec.load import model_section
 from jobs.spec.model import OwnModel
+from orchestrator.division import block_costs_for
 from tests.multiprocess.ranks import Ranks
 
 SAMPLES = 37
@@ -83,9 +84,14 @@ def predicted(
 ) -> np.ndarray:
     document, signature = MODELS[name]
     section: OwnModel = model_section(document)
+    return shared_out(ranks, folder, layout, block_costs(summarize(section, signature)), tmp_path, x)
+
+
+def shared_out(
+    ranks: Ranks, folder: Path, layout: ParallelLayout, costs: tuple[int, ...], tmp_path: Path, x: np.ndarray
+) -> np.ndarray:
     np.save(tmp_path / "samples.npy", x)
     shares = tmp_path / "shares"
-    costs = block_costs(summarize(section, signature))
     request = DividedPredictRequest(folder, layout, costs, tmp_path / "samples.npy", None, shares)
     ranks.run("jobs.train.inference:predict", request, layout.size)
     return Exchange(shares, layout.data).arrays("outputs")
@@ -108,6 +114,18 @@ def test_more_data_ranks_than_samples(ranks: Ranks, tmp_path: Path) -> None:
     module, folder = stored("table", tmp_path / "model")
     x = samples(TABLE, 1)
     found = predicted(ranks, "table", folder, ParallelLayout(data=3, tensor=2), tmp_path, x)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=0.0, atol=1e-5)
+
+
+def test_a_model_of_ones_own_is_divided_into_stages(ranks: Ranks, tmp_path: Path) -> None:
+    document, layout = {"name": "tests.multiprocess.works:network"}, ParallelLayout(pipeline=3)
+    module = build(model_section(document), TABLE, seed=1)
+    save_model(module, {"model": document, "signature": TABLE.to_json()}, tmp_path / "model")
+    card = {"files": [{"path": name} for name in ("model.onnx", MODEL_FILE, RECIPE_FILE)]}
+    costs = block_costs_for(tmp_path / "model", card, layout)  # the first stage has nothing to train, and computes
+    x = samples(TABLE)
+    found = shared_out(ranks, tmp_path / "model", layout, costs, tmp_path, x)
     with torch.no_grad():
         np.testing.assert_allclose(found, module(torch.from_numpy(x)).numpy(), rtol=0.0, atol=1e-5)
 
