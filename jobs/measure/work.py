@@ -97,6 +97,7 @@ class Progress:
 
     def add(self, count: int) -> None:
         self.done += count
+        self.context.beat()
         if (now := time.monotonic()) >= self._next_at:
             self._next_at = now + REPORT_EVERY_S
             self.context.report({"event": "predicted", "done": self.done, "total": self.total})
