@@ -40,7 +40,7 @@ def check_files(folder: Path, card: dict[str, Any], layout: ParallelLayout) -> N
     option, degree = ("--tensor", layout.tensor) if layout.tensor > 1 else ("--pipeline", layout.pipeline)
     instead = f"--workers {layout.size} alone: each worker runs the whole file on its share of the samples"
     if card.get("stage") == "quantize":
-        why = f"{card['name']} is quantized: its integers lie in model.onnx alone, which can't be divided"
+        why = f"{card['name']} is quantized: its quantized weights lie in model.onnx alone, which can't be divided"
         instead += f"; or the artifact {card['parent']!r}, which it was quantized from"
     else:
         why = "what is divided is model.safetensors, and the artifact has none"

@@ -112,14 +112,17 @@ def predict_with(
     if len(raw) == 0 or (layout.size == 1 and spread.address is None and group is None):
         outputs = _here(folder, encoding.encode(raw), last_code, tell)
     else:
-        with _scratch(scratch, spread.address) as place, _workers(spread, layout, divided, tell, group) as workers:
-            samples = place / "samples.npy"
+        folder = folder.absolute()
+        with _scratch(scratch, spread.address) as place:
+            samples, meeting = place / "samples.npy", place / "shares"
             _write_samples(samples, raw, encoding)
-            meeting, file, folder = place / "shares", (folder / "model.onnx").absolute(), folder.absolute()
-            request: PredictRequest | DividedPredictRequest = PredictRequest(file, samples, last_code, meeting)
+            request: PredictRequest | DividedPredictRequest
             if divided:
                 request = DividedPredictRequest(folder, layout, costs, samples, last_code, meeting)
-            outputs = _gathered(workers, request, layout, tell)
+            else:
+                request = PredictRequest(folder / "model.onnx", samples, last_code, meeting)
+            with _workers(spread, layout, divided, tell, group) as workers:
+                outputs = _gathered(workers, request, layout, tell)
     if not np.isfinite(outputs).all():
         raise ArtifactError(f"{folder} gives outputs that are not finite")
     return Predictions(outputs, card["task"], tuple(card.get("classes", ())), prompts)

@@ -227,7 +227,7 @@ class PlainPrediction:
 
     def __call__(self, event: dict[str, Any]) -> None:
         now = time.monotonic()
-        line = _restarted(event)
+        line = _restarted(event) or describe(event)
         if event["event"] == "predicted" and now - self.spoke >= self.EVERY_S:
             line = f"predict: {event['done'] / max(1, event['total']):.0%}"
         if not line:

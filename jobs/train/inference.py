@@ -33,25 +33,23 @@ def predict(context: Context, request: DividedPredictRequest) -> None:
     warm_up(context)
     layout = request.layout
     mesh = Mesh(layout, context.rank)
-    try:
-        stored = StoredModel(request.model)
-        part = DividedModel(stored, mesh, request.block_costs)
-        x = np.load(request.samples, mmap_mode="r")
-        own = share(len(x), mesh.coordinate.data, layout.data)
-        size = max(1, min(BATCH, BATCH_VALUES // prod(stored.recipe.signature.output_shape)))
-        batches = [x[first : min(first + size, own.stop)] for first in range(own.start, own.stop, size)]
-        progress = Progress(context, len(own))
-        kept = []
-        outputs = part.outputs(torch.from_numpy(np.ascontiguousarray(batch)) for batch in batches)
-        for batch, found in zip(batches, outputs, strict=True):
-            if found is not None and mesh.answers:
-                kept.append(kept_of(found.cpu().numpy(), batch, request.last_code))
-            progress.add(len(batch))
-        if mesh.answers:
-            arrays = {"outputs": np.concatenate(kept)} if kept else {}
-            Exchange(request.folder, layout.data).give(mesh.coordinate.data, arrays)
-    finally:
-        mesh.close()
+    stored = StoredModel(request.model)
+    part = DividedModel(stored, mesh, request.block_costs)
+    x = np.load(request.samples, mmap_mode="r")
+    own = share(len(x), mesh.coordinate.data, layout.data)
+    size = max(1, min(BATCH, BATCH_VALUES // prod(stored.recipe.signature.output_shape)))
+    batches = [x[first : min(first + size, own.stop)] for first in range(own.start, own.stop, size)]
+    progress = Progress(context, len(own))
+    kept = []
+    outputs = part.outputs(torch.from_numpy(np.array(batch)) for batch in batches)
+    for batch, found in zip(batches, outputs, strict=True):
+        if found is not None and mesh.answers:
+            kept.append(kept_of(found.cpu().numpy(), batch, request.last_code))
+        progress.add(len(batch))
+    if mesh.answers:
+        arrays = {"outputs": np.concatenate(kept)} if kept else {}
+        Exchange(request.folder, layout.data).give(mesh.coordinate.data, arrays)
+    mesh.close()  # not after an error: others may wait in its groups, and whoever drives the work ends them
 
 
 class DividedModel:
