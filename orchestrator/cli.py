@@ -130,13 +130,29 @@ def verify(
 def predict(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.", metavar="ARTIFACT")],
     data: Annotated[Path, typer.Option("--data", help=_SAMPLES)],
+    out: Annotated[Path | None, typer.Option(help="Write a file instead: .jsonl, .csv or .parquet.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Spread the samples over so many workers; default: here.")] = None,
+    tensor: Annotated[int, typer.Option(help="Divide each layer over so many workers.")] = 1,
+    pipeline: Annotated[int, typer.Option(help="Divide the blocks over so many workers.")] = 1,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Predict for new samples: one line each, or a JSON array. A language model gives each text's next token."""
-    from orchestrator import artifacts
+    from orchestrator import predicted, prediction
+    from orchestrator.progress import prediction_progress
 
-    predictions = artifacts.predict_with(artifact, data)
-    _print(predictions, [artifacts.prediction_line(row) for row in predictions], as_json)
+    if out is not None:
+        predicted.check_out(out)
+    spread = prediction.Spread(workers, tensor, pipeline, address)
+    with prediction_progress(sys.stderr, quiet=as_json) as listener:
+        scratch = out.absolute().parent if out is not None and address is not None else None
+        found = prediction.predict_with(artifact, data, spread, scratch=scratch, on_event=listener)
+    if out is None:
+        rows = list(found)
+        _print(rows, [predicted.prediction_line(row) for row in rows], as_json)
+        return
+    predicted.write_predictions(found, out)
+    _print({"out": str(out), "predictions": len(found)}, [f"{len(found)} predictions: {out}"], as_json)
 
 
 @app.command()

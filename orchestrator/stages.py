@@ -4,6 +4,7 @@ A stage whose manifest is there is not run again, whoever made it: the training 
 winner.
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,11 @@ def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
     if phase != "train":
         config["compress"] = spec.resolved()["compress"]
     return config
+
+
+def _exchange(folder: Path) -> Path:
+    """Where the workers of a stage meet: among what goes when the stage is complete, and new for each attempt."""
+    return folder / "checkpoints" / f"shares-{secrets.token_hex(4)}"
 
 
 class Stages:
@@ -282,6 +288,7 @@ class Stages:
                 metric=spec.metric,
                 split="validation",
                 latency_s=TIMING_S[self.timing],
+                folder=_exchange(folder),
             ),
         )
 
@@ -298,6 +305,7 @@ class Stages:
                 normalize=spec.data.normalize,
                 metric=spec.metric,
                 split="test",
+                folder=_exchange(folder),
             ),
         )
 

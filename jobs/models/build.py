@@ -191,7 +191,7 @@ def call_factory(model: FactoryModel, signature: Signature) -> nn.Module:
 MODEL_FILE, RECIPE_FILE = "model.safetensors", "model.json"
 
 
-class _Recipe(Record):
+class StoredRecipe(Record):
     """What model.json holds."""
 
     model: Model
@@ -231,25 +231,47 @@ def load_model(folder: Path) -> nn.Module:
 
     Raises ArtifactError if files are missing, damaged, or do not belong together.
     """
+    recipe = read_recipe(folder)
     try:
-        recipe = _Recipe.from_json(read_json(folder / RECIPE_FILE))
         tensors = load_file(folder / MODEL_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{folder} holds no readable model: {error}") from error
+    module = build_stored(recipe, folder)
+    shared = take_shapes(module, tensors, folder)
+    module.load_state_dict(tensors | {name: tensors[first] for name, first in shared.items()})
+    return module
+
+
+def read_recipe(folder: Path) -> StoredRecipe:
+    """Of a stored model. Raises ArtifactError if it is missing or damaged."""
     try:
-        module = build(recipe.model, recipe.signature, seed=0)
+        return StoredRecipe.from_json(read_json(folder / RECIPE_FILE))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} holds no readable model: {error}") from error
+
+
+def build_stored(recipe: StoredRecipe, folder: Path) -> nn.Module:
+    """The module of a recipe, as it was before any pruning. Raises ArtifactError if the recipe describes none."""
+    try:
+        return build(recipe.model, recipe.signature, seed=0)
     except SpecError as error:
         if isinstance(recipe.model, ForeignModel):
             raise  # the user's modules, or a library, may be what is missing
         raise ArtifactError(f"{folder}: {RECIPE_FILE} describes no model: {error}") from error
+
+
+def take_shapes(module: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, str]:
+    """Gives a module's tensors the shapes of the stored ones, and ties those that are one again.
+
+    Returns what `shared_tensors` does. Raises ArtifactError if the tensors are not those of the module.
+    """
     shared = shared_tensors(module)
     missing = (set(module.state_dict()) - set(shared)).symmetric_difference(tensors)
     if missing:
         raise ArtifactError(f"{folder}: the tensors do not fit the model: {', '.join(sorted(missing)[:5])}")
     _take_widths(module, tensors)
     _tie(module, shared)
-    module.load_state_dict(tensors | {name: tensors[first] for name, first in shared.items()})
-    return module
+    return shared
 
 
 def _tie(module: nn.Module, shared: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,9 @@ from jobs.context import Context
 from jobs.layout import Coordinate, ParallelLayout
 
 GROUP_TIMEOUT_S = 300
+_HEADER = 64
+"""Numbers that say what is sent from one stage to the next: how many tensors, and of each its type and shape."""
+_DTYPES = (torch.float32, torch.int64, torch.bool, torch.int32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def warm_up(context: Context, request: Any = None) -> None:
@@ -144,6 +148,36 @@ class Mesh:
         if self.layout.size > 1:
             self._comm.broadcast(values, src=source)
         return values
+
+    def send(self, state: Any, stage: int) -> None:
+        """Hands a tensor, or a tuple of them, to the same place in another stage, which must `receive` it."""
+        tensors = state if isinstance(state, tuple) else (state,)
+        header = [len(tensors), isinstance(state, tuple)]
+        for tensor in tensors:
+            header += [_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
+        header += [0] * (_HEADER - len(header))
+        peer = self._peer(stage)
+        self._comm.send(torch.tensor(header, dtype=torch.int64, device=self.device), peer)
+        for tensor in tensors:
+            self._comm.send(tensor.contiguous(), peer)
+
+    def receive(self, stage: int) -> Any:
+        """What another stage has sent here, in the order in which it did."""
+        peer = self._peer(stage)
+        received = torch.empty(_HEADER, dtype=torch.int64, device=self.device)
+        self._comm.recv(received, peer)
+        header = iter(received.tolist())
+        count, is_tuple = next(header), next(header)
+        tensors = []
+        for _ in range(count):
+            dtype, dims = _DTYPES[next(header)], next(header)
+            tensors.append(torch.empty([next(header) for _ in range(dims)], dtype=dtype, device=self.device))
+        for tensor in tensors:
+            self._comm.recv(tensor, peer)
+        return tuple(tensors) if is_tuple else tensors[0]
+
+    def _peer(self, stage: int) -> int:
+        return self.layout.rank(replace(self.coordinate, pipeline=stage))
 
     def barrier(self) -> None:
         if self.layout.size > 1:
