@@ -5,7 +5,8 @@ layout (`jobs.layout.RULES`), and `section` of the plan is what to write into th
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,10 @@ def plan_on_cluster(
         notes: what of the spec was taken from the profile; see `jobs.spec.cluster.on_cluster`.
     """
     check_resources(spec, profile)
+    fewest, most = spec.worker_range
+    if fewest < most:
+        notes = (*notes, f"resources.workers is a range, [{fewest}, {most}]: planned for {most}")
+        spec = spec.with_workers(most)
     machine = Machine.of(profile, spec)
     info = data.inspect(spec.data, spec.train.loss)
     check_fit(spec, info)
@@ -205,6 +210,7 @@ def plan_on_cluster(
         ),
         demand=Demand(
             workers=spec.num_workers,
+            fewest_workers=spec.num_workers,
             cpus_per_worker=spec.resources.cpus_per_worker,
             gpus_per_worker=spec.resources.gpus_per_worker,
             memory_bytes_per_worker=(chosen.memory.offloaded if profile.accelerated else chosen.memory.total)
@@ -262,7 +268,10 @@ def choose(found: Sequence[Candidate], *, asked: bool) -> tuple[Candidate, str]:
 
 
 def best_of_each_layout(found: Sequence[Candidate], chosen: Candidate) -> list[Candidate]:
-    """For each layout its best micro-batch, best first: those that fit, then the others by their memory."""
+    """For each layout its best micro-batch, best first: those that fit, then the others by their memory.
+
+    Offload that only costs time, since the same layout fits without, is left out.
+    """
 
     def order(each: Candidate) -> tuple[Any, ...]:
         return (each is not chosen, not each.fits, each.preference if each.fits else (each.memory_bytes,))
@@ -270,14 +279,20 @@ def best_of_each_layout(found: Sequence[Candidate], chosen: Candidate) -> list[C
     best: dict[ParallelLayout, Candidate] = {}
     for each in sorted(found, key=order):
         best.setdefault(each.layout, each)
-    return list(best.values())
+
+    def gains(each: Candidate) -> bool:
+        without = best.get(replace(each.layout, offload="none"), each)
+        return without is each or each is chosen or (each.fits, without.cost.step_s) > (without.fits, each.cost.step_s)
+
+    return [each for each in best.values() if gains(each)]
 
 
 def _shares(own: Variant, layout: ParallelLayout, variants: Sequence[Variant]) -> Iterator[BatchShare]:
     """The ways to divide the batch that are legal, for whatever the search may try as well."""
     default = own.share(layout)
     per_rank = default.global_batch // layout.data
-    sizes = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
+    low = [size for size in range(1, isqrt(per_rank) + 1) if per_rank % size == 0]
+    sizes = sorted({*low, *(per_rank // size for size in low)})
     for micro in sorted({*sizes[: MAX_MICRO_BATCHES - 1], default.micro, per_rank}):
         try:
             for variant in variants:
