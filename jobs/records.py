@@ -238,6 +238,8 @@ class BlockSummary(Record):
     split_activations: int = 0
     tensor_values: int = 0
     """Values, for one sample, that tensor peers sum or gather in the forward pass; as many again in the backward."""
+    tensor_sums: int = 0
+    """How many such sums there are."""
 
 
 class ModelSummary(Record):

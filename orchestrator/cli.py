@@ -42,13 +42,37 @@ RayUrl = Annotated[str | None, typer.Option("--ray", help="Ray's dashboard addre
 
 
 @app.command()
-def plan(spec: Spec, runs: Runs = "runs", overrides: Overrides = None, as_json: Json = False) -> None:
-    """Show the resolved plan: defaults, stages, layout, memory, DeepSpeed config, demand. Changes nothing."""
+def plan(
+    spec: Spec,
+    runs: Runs = "runs",
+    overrides: Overrides = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="A profile: plan for that cluster, which need not be here.", metavar="PROFILE")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="With --cluster: the alternatives alone, in Markdown.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the resolved plan: defaults, stages, layout, memory, DeepSpeed config, demand. Changes nothing.
+
+    With --cluster: the layout with the shortest step on that cluster, its time, memory and traffic.
+    """
     from jobs.spec import JobSpec
     from orchestrator.plan import plan_job
     from orchestrator.plan_text import plan_lines
     from orchestrator.runs import Storage
 
+    if cluster is not None:
+        from orchestrator.cluster_plan import load_and_plan
+        from orchestrator.cluster_text import alternatives_table, cluster_lines
+
+        elsewhere = load_and_plan(spec, overrides or [], cluster, Storage.at(runs))
+        lines = [alternatives_table(elsewhere)] if table else cluster_lines(elsewhere)
+        _print(elsewhere.to_json(), lines, as_json)
+        return
+    if table:
+        raise SpecError.at("--table", "the table is that of a plan for a cluster", allowed="with --cluster PROFILE")
     found = plan_job(JobSpec.load(spec, overrides), Storage.at(runs))
     _print(found.to_json(), plan_lines(found), as_json)
 

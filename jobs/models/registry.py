@@ -77,6 +77,7 @@ def _summarize(block: Block) -> BlockSummary:
         activations=tally.total,
         split_activations=tally.split,
         tensor_values=block.body.tensor_values(shape),
+        tensor_sums=block.body.tensor_sums(shape),
     )
 
 

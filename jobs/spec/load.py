@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -13,6 +13,8 @@ from jobs.spec.problems import entry, problems_of, sections_in
 from jobs.spec.read import parse_yaml
 from jobs.spec.search import SEARCHABLE_PREFIXES, UNSEARCHABLE
 from jobs.spec.train import Train
+
+Document = TypeVar("Document", bound=BaseModel)
 
 
 def with_assignments(document: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -64,16 +66,23 @@ def _new_section(path: str) -> dict[str, Any]:
 
 def parse(document: dict[str, Any], *, check_space: bool = True) -> JobSpec:
     """Validates a document into a JobSpec. Raises SpecError with every problem found."""
+    spec = validated(JobSpec, document)
+    if problems := _space_problems(spec) if check_space else []:
+        raise SpecError(problems)
+    return spec
+
+
+def validated(section: type[Document], document: dict[str, Any]) -> Document:
+    """Validates a document, in which nothing is rewritten. Raises SpecError with every problem found."""
     if problems := _unwritable(document, ""):
         raise SpecError(problems)
     try:
-        spec = JobSpec.model_validate(document)
+        found = section.model_validate(document)
     except ValidationError as error:
         raise SpecError(problems_of(error, document)) from None
-    problems = _coerced(document, spec.resolved(), "") or (_space_problems(spec) if check_space else [])
-    if problems:
+    if problems := _coerced(document, found.model_dump(mode="json", by_alias=True), ""):
         raise SpecError(problems)
-    return spec
+    return found
 
 
 def _unwritable(node: Any, path: str) -> list[Problem]:
