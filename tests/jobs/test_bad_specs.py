@@ -405,7 +405,6 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")
     },
-    **{name: ({"compress.prune.method": name}, "compress.prune.method") for name in ("magnitude", "nm")},
     **{
         name: ({"compress.quantize.schemes": [name]}, "compress.quantize.schemes")
         for name in ("bf16", "int8_qat", "int4_weight")
