@@ -486,7 +486,6 @@ class TestLayouts:
         assert "the recovery after pruning is data-parallel" in warning
 
 
-
 BLOCKS = st.builds(
     BlockSummary,
     name=st.just("block"),
