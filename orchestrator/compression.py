@@ -95,23 +95,26 @@ def _low_rank_problems(spec: JobSpec, model: OwnModel, signature: Signature) -> 
         yield Problem("compress.low_rank.min_size", what, section.min_size, f"at most {largest}")
 
 
-def check_rounding(spec: JobSpec, info: DatasetInfo, layout: ParallelLayout) -> None:
-    """Refuses pruned widths that the tensor peers of the training's layout could not divide. Raises SpecError."""
+def check_rounding(spec: JobSpec, info: DatasetInfo, layout: ParallelLayout) -> list[str]:
+    """Refuses pruned widths that the tensor peers of the training's layout could not divide. Raises SpecError.
+
+    A layout that nobody asked for is no reason to refuse: recovery is data-parallel, so it is only said.
+    """
     section = _prune_section(spec)
     if section is None or section.method != "structured" or layout.tensor == 1 or isinstance(spec.model, ForeignModel):
-        return
+        return []
     asked = _asked(section)
     layers = [layer for layer in prunable_layers(spec.model, info.signature) if layer.part in asked]
     needed = max((_multiple(layer, layout.tensor) for layer in layers if layer.part != "layers"), default=1)
     if section.round_to % needed:
         heads = next((layer.size for layer in layers if layer.part == "heads"), None)
         why = f": heads have {heads} features" if heads and needed > layout.tensor else ""
-        raise SpecError.at(
-            "compress.prune.round_to",
-            f"the widths left would not be multiples of the tensor degree {layout.tensor}{why}",
-            section.round_to,
-            f"a multiple of {needed}",
-        )
+        what = f"the widths left would not be multiples of the tensor degree {layout.tensor}{why}"
+        problem = Problem("compress.prune.round_to", what, section.round_to, f"a multiple of {needed}")
+        if spec.layout != "auto":
+            raise SpecError([problem])
+        return [f"the pruned model can't be trained by tensor peers again: {problem}"]
+    return []
 
 
 def _multiple(layer: Prunable, degree: int) -> int:

@@ -45,9 +45,6 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
     total_steps = count_steps(spec, info)
     choice, *fewer = choose_layouts(spec, info, model, memory)
     layout, share, needed = choice.layout, choice.share, choice.memory
-    for each in (choice, *fewer):
-        check_rounding(spec, info, each.layout)
-        check_pruning_memory(spec, model, each.layout, memory)
     warnings = list(choice.warnings)
     if not model.layout_invariant:
         warnings += [
@@ -99,7 +96,8 @@ def choose_layouts(spec: JobSpec, info: DatasetInfo, model: ModelSummary, memory
         try:
             choice = choose_layout(own, info, memory_bytes, variants=[each.variant for each in searched])
             check_searched(searched, choice.layout, info)
-            more = check_recovery(own, choice.layout, info, memory_bytes)
+            check_pruning_memory(sized, model, choice.layout, memory_bytes)
+            more = check_recovery(own, choice.layout, info, memory_bytes) + check_rounding(sized, info, choice.layout)
         except SpecError as error:
             refusals.append(error)
         else:

@@ -1,6 +1,8 @@
 """The methods of `compress.prune`: what one step of each does to a model, before it recovers."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,33 +19,49 @@ from jobs.errors import SpecError
 from jobs.requests import Recipe
 from jobs.spec.compress import Prune
 from jobs.spec.problems import nearest
+from jobs.storage import read_json, write_json
 from jobs.train.mesh import from_first
 
 
 class Pruning:
     """One pruning, step by step. Every rank makes the same steps, each on a copy of its own.
 
+    What was decided stands in `folder`, which all ranks reach: whoever goes on with a pruning that was broken off, on
+    other machines perhaps, finds the recovery's checkpoints fit.
+
     Raises SpecError, when it begins, for names of layers that the model has not.
     """
 
-    def __init__(self, context: Context, section: Prune, dense: nn.Module, dataset: Dataset, recipe: Recipe) -> None:
-        self.context, self.section, self.dense = context, section, dense
+    def __init__(
+        self, context: Context, section: Prune, dense: nn.Module, dataset: Dataset, recipe: Recipe, folder: Path
+    ) -> None:
+        self.context, self.section, self.dense, self.folder = context, section, dense, folder
         self.signature = dataset.info.signature
         self.ratios = step_ratios(section.ratio, section.steps)
         named = section.protect if isinstance(section.protect, tuple) else ()
         check_names(dense, {"protect": named, "ignore": section.ignore})
         self.keep: tuple[str, ...] = (*section.ignore, *named)
         looks = section.importance != "magnitude" or section.protect == "auto" or "layers" in (section.what or ())
-        self.samples: Samples | None = training_samples(dataset, recipe) if looks else None
+        self.samples: Samples | None = training_samples(dataset, recipe, context.beat) if looks else None
         if section.protect == "auto":
-            self.keep += self._sensitive()
+            self.keep += tuple(self._decided("protected", lambda: list(self._sensitive())))
+            if context.rank == 0 and len(self.keep) > len(section.ignore):
+                context.report({"event": "protected", "layers": list(self.keep[len(section.ignore) :])})
+
+    def _decided(self, name: str, decide: Callable[[], Any]) -> Any:
+        """What rank 0 decides, or has decided in an attempt before. Collective."""
+        path = self.folder / f"{name}.json"
+        document = from_first(self.context, read_json(path) if path.exists() else decide())
+        if self.context.rank == 0:
+            write_json(path, document)
+        return document
 
     def _sensitive(self) -> tuple[str, ...]:
         """Found in the dense model, and so the same in every step."""
         assert self.samples is not None
         torch.set_num_threads(self.context.num_threads)
         section = self.section
-        found = sensitive_layers(
+        return sensitive_layers(
             self.dense,
             self.signature,
             ratio=section.ratio,
@@ -52,10 +70,6 @@ class Pruning:
             keep=self.keep,
             samples=self.samples,
         )
-        agreed: list[str] = from_first(self.context, list(found))
-        if agreed and self.context.rank == 0:
-            self.context.report({"event": "protected", "layers": agreed})
-        return tuple(agreed)
 
     def step(self, module: nn.Module, index: int) -> tuple[nn.Module, Masks | None]:
         """The model after step `index`, and the masks that its recovery keeps to. Collective."""
@@ -80,11 +94,13 @@ class Pruning:
             "what": section.what,
         }
         torch.set_num_threads(self.context.num_threads)
-        cut = choose_cut(
-            module, self.signature, ratio=self.ratios[index], keep=self.keep, samples=self.samples, **options
-        )
-        agreed = Cut.from_json(from_first(self.context, cut.to_json()))
-        return apply_cut(module, self.signature, agreed)
+
+        def decide() -> dict[str, Any]:
+            ratio = self.ratios[index]
+            cut = choose_cut(module, self.signature, ratio=ratio, keep=self.keep, samples=self.samples, **options)
+            return cut.to_json()
+
+        return apply_cut(module, self.signature, Cut.from_json(self._decided(f"cut-{index + 1}", decide)))
 
 
 def check_names(model: nn.Module, named: dict[str, tuple[str, ...]]) -> None:

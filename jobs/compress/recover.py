@@ -78,7 +78,7 @@ class Recovery:
         result = fit(
             module,
             self.dataset,
-            recovery(self.recipe, self.section),
+            recovery(self.recipe.of_size(self.context.size), self.section),
             self.context,
             label=label,
             checkpoints=self.checkpoints / f"recover-{number}",
@@ -102,8 +102,12 @@ class Recovery:
         return found[-1] if found else None
 
 
-def training_samples(dataset: Dataset, recipe: Recipe) -> Samples:
-    """What importance is measured on: the calibration samples, which belong to the training split, as they are."""
+def training_samples(dataset: Dataset, recipe: Recipe, beat: Callable[[], None] = lambda: None) -> Samples:
+    """What importance is measured on: the calibration samples, which belong to the training split, as they are.
+
+    Args:
+        beat: called for each batch, as a sign of life.
+    """
     ids = dataset.calibration_ids[:MOST_SAMPLES]
     signature = dataset.info.signature
     values = signature.outputs * (signature.input_shape[0] if signature.per_step else 1)
@@ -111,7 +115,12 @@ def training_samples(dataset: Dataset, recipe: Recipe) -> Samples:
     x = torch.from_numpy(np.ascontiguousarray(dataset.encoded("train", ids, dataset.encoding(recipe.data.normalize))))
     targets = np.array(dataset.targets("train", ids))
     counts = dataset.class_counts if dataset.info.task == "classification" else None
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = Loss(recipe.train, counts, torch.device("cpu"))
-    weight = Loss(recipe.train, counts, torch.device("cpu")).weight(targets)
+    loss = Loss(recipe.train, counts, torch.device("cpu"))
+
+    def summed(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        beat()
+        return loss(outputs, y)
+
+    weight = loss.weight(targets)
     batches = tuple(zip(x.split(size), torch.from_numpy(targets).split(size), strict=True))
-    return Samples(batches, loss, max(weight, 1e-12))
+    return Samples(batches, summed, max(weight, 1e-12))

@@ -30,7 +30,7 @@ def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
     dense, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
     before = list(blueprint.get("dropped", []))
     steps = request.folder / "checkpoints"
-    method = Pruning(context, section, dense, dataset, request.recipe)
+    method = Pruning(context, section, dense, dataset, request.recipe, steps)
     recovering = Recovery(context, dataset, request.recipe, section.recover, dense, steps)
     module, first = dense, 0
     for done in range(section.steps, 0, -1):
@@ -62,7 +62,9 @@ def low_rank(context: Context, request: LowRankRequest) -> dict[str, Any]:
     steps = request.folder / "checkpoints"
     # Singular vectors may differ from machine to machine, so those of one are everybody's.
     found: dict[str, Any] = {}
-    if context.rank == 0:
+    if (steps / "factorized" / "model.json").exists():  # by an attempt before; written after the tensors
+        found = {"ranks": read_json(steps / "factorized" / "model.json")["low_rank"]}
+    elif context.rank == 0:
         options = section.model_dump(include={"energy", "rank_ratio", "min_size", "convolutions", "ignore"})
         try:
             copied, ranks = low_rank_copy(parent, **options)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from jobs.errors import SpecError
+from jobs.layout import ParallelLayout
 from jobs.spec import JobSpec
+from orchestrator.compression import check_rounding
 from orchestrator.layouts import PROCESS_BYTES
 from orchestrator.plan import plan_job
 from orchestrator.runs import Storage
@@ -88,6 +90,9 @@ def test_rounding_goes_with_the_tensor_degree(storage: Storage) -> None:
     with pytest.raises(SpecError, match=r"compress\.prune\.round_to: .*tensor degree 2.*a multiple of 2"):
         plan_job(digits(**values, **{"compress.prune.ratio": 0.5}), storage)
     plan_job(digits(**values, **{"compress.prune.round_to": 4}), storage)
+    unasked = digits(**{"resources.workers": 2, "compress.prune.ratio": 0.5})
+    (warning,) = check_rounding(unasked, plan_job(unasked, storage).dataset, ParallelLayout(tensor=2))
+    assert "a multiple of 2" in warning
     plan_job(digits(**values, **{"compress.prune": {"method": "magnitude"}}), storage)
 
 
