@@ -1,9 +1,12 @@
 """Structured pruning of every family: smaller, the same after a reload, exported with parity, at any batch size."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from jobs.compress import prune_structured
@@ -24,14 +27,7 @@ def pruned_half(family: str) -> nn.Module:
     return prune_structured(made(family), signature, ratio=0.5, what=what, samples=data_of(signature))
 
 
-@pytest.mark.parametrize("family", PICKED)
-def test_a_pruned_model_is_smaller_and_stored_exactly(family: str, tmp_path: Path) -> None:
-    pruned = pruned_half(family)
-    assert num_params(pruned) < 0.75 * num_params(made(family))
-    check_same_after_reload(family, pruned, tmp_path / "model", pruned=True)
-
-
-@pytest.mark.parametrize("family", ["resnet", "recommender", "lstm of tokens", "transformer of language"])
+@pytest.mark.parametrize("family", ["lenet", "recommender", "lstm of tokens", "transformer of language"])
 def test_a_pruned_model_is_exported_with_parity_and_counted_as_it_is(family: str, tmp_path: Path) -> None:
     figures = check_onnx(family, pruned_half(family), tmp_path / "pruned.onnx")
     dense = summarize(*FAMILIES[family])
@@ -172,3 +168,29 @@ def test_a_users_recurrent_layers_keep_their_widths() -> None:
     signature = Signature(kind="sequence", input_shape=(7, 4), outputs=3)
     pruned = prune_structured(Recurrent(), signature, ratio=0.5)
     assert (pruned.lstm.hidden_size, pruned.body.out_features) == (6, 4)
+
+
+LOAD_ALL = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+from jobs.models.build import load_model
+for folder in map(Path, sys.argv[1:]):
+    kept = load_file(folder / "kept.safetensors")
+    assert torch.equal(load_model(folder).eval()(kept["x"]), kept["outputs"]), folder
+print("the same")
+"""
+
+
+def test_a_fresh_process_rebuilds_every_family_to_the_last_bit(tmp_path: Path) -> None:
+    for number, family in enumerate(PICKED):
+        folder = tmp_path / str(number)
+        pruned = pruned_half(family)
+        assert num_params(pruned) < 0.75 * num_params(made(family))
+        check_same_after_reload(family, pruned, folder, pruned=True)
+        x = samples(FAMILIES[family][1], [9, 4, 1])
+        save_file({"x": x, "outputs": pruned.eval()(x).detach().contiguous()}, folder / "kept.safetensors")
+    command = [sys.executable, "-c", LOAD_ALL, *sorted(str(folder) for folder in tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "the same", done.stderr
