@@ -393,7 +393,8 @@ class Stages:
         yield "dense", name, None, dense, train_config(spec)
         if spec.compress.prune is not None:
             stored = self.prune(spec, dense, f"prune{suffix}")
-            yield "prune", f"pruned{suffix}", name, stored, prune_config(spec)
+            left = {"left_whole": stored.result["left_whole"]}
+            yield "prune", f"pruned{suffix}", name, stored, prune_config(spec) | left
             name = f"pruned{suffix}"
         if spec.compress.low_rank is not None:
             try:

@@ -44,9 +44,10 @@ class Pruning:
         looks = section.importance != "magnitude" or section.protect == "auto" or "layers" in (section.what or ())
         self.samples: Samples | None = training_samples(dataset, recipe, context.beat) if looks else None
         if section.protect == "auto":
-            self.keep += tuple(self._decided("protected", lambda: list(self._sensitive())))
-            if context.rank == 0 and len(self.keep) > len(section.ignore):
-                context.report({"event": "protected", "layers": list(self.keep[len(section.ignore) :])})
+            found = self._decided("protected", lambda: list(self._sensitive()))
+            self.keep += tuple(found)
+            if context.rank == 0 and found:
+                context.report({"event": "protected", "layers": found})
 
     def _decided(self, name: str, decide: Callable[[], Any]) -> Any:
         """What rank 0 decides, or has decided in an attempt before. Collective."""
