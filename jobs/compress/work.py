@@ -48,8 +48,8 @@ def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
         if context.rank == 0:
             save_model(module, structure, steps / f"pruned-{index + 1}")
     structure = blueprint | {"dropped": [*before, *blocks_left_out(dense, module)], "pruned": True}
-    done = {"method": section.method, "left_whole": list(method.keep)}
-    return {**_finish(context, request.folder, module, dense, structure, recovering), **done}
+    more = {"method": section.method, "left_whole": list(method.keep)}
+    return {**_finish(context, request.folder, module, dense, structure, recovering), **more}
 
 
 def low_rank(context: Context, request: LowRankRequest) -> dict[str, Any]:
