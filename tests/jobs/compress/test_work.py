@@ -19,7 +19,7 @@ from jobs.requests import LowRankRequest, PruneRequest, Recipe, TrainRequest
 from jobs.spec import JobSpec
 from jobs.spec.compress import LowRank as LowRankSection
 from jobs.spec.compress import Prune
-from jobs.storage import read_json
+from jobs.storage import read_json, write_json
 from jobs.train.work import train
 
 SPEC = JobSpec.parse(
@@ -123,3 +123,30 @@ def test_importance_looks_at_training_samples_alone(dataset: Path) -> None:
     expected = opened.encoded("train", ids, opened.encoding("standardize"))
     assert (torch.cat([x for x, _ in found.batches]).numpy() == expected).all()
     assert (torch.cat([y for _, y in found.batches]).numpy() == opened.targets("train", ids)).all()
+
+
+class Stopping(LocalContext):
+    """Wants the work to end at once."""
+
+    def stop_requested(self) -> bool:
+        return True
+
+
+def test_a_recovery_that_was_broken_off_goes_on_with_the_cut_that_it_had(
+    dense: Path, dataset: Path, tmp_path: Path
+) -> None:
+    section = {"ratio": 0.5, "importance": "taylor", "protect": "auto", "recover": {"epochs": 1}}
+    _, whole = pruned(section, dense, dataset, tmp_path / "whole")
+    request = PruneRequest(Prune.model_validate(section), dense, RECIPE, dataset, tmp_path / "again")
+    assert prune(Stopping(), request) == {"stopped": True}
+    cut = tmp_path / "again" / "checkpoints" / "cut-1.json"
+    assert read_json(cut) == read_json(tmp_path / "whole" / "checkpoints" / "cut-1.json")
+    _, again = pruned(section, dense, dataset, tmp_path / "again")
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    # Another machine's importance might differ: what was decided holds.
+    decided = read_json(cut)
+    decided["units"]["linear1.1"] = decided["units"]["linear1.1"][:1]
+    write_json(tmp_path / "third" / "checkpoints" / "cut-1.json", decided)
+    _, third = pruned(section, dense, dataset, tmp_path / "third")
+    assert third.get_parameter("linear1.1.weight").shape[0] == 31
