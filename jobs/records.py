@@ -119,7 +119,7 @@ class Measurement(Record):
 class Artifact(Record):
     name: str
     parent: str | None
-    stage: Literal["dense", "prune", "quantize"]
+    stage: Literal["dense", "prune", "low_rank", "quantize"]
     recipe: dict[str, Any]
     files: tuple[FileRecord, ...]
     measurement: Measurement

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
-from jobs.spec.compress import Prune
+from jobs.spec.compress import LowRank, Prune
 from jobs.spec.data import Data
 from jobs.spec.train import Train
 
@@ -66,6 +66,22 @@ class PruneRequest:
     """
 
     prune: Prune
+    parent: Path
+    recipe: Recipe
+    dataset: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class LowRankRequest:
+    """
+    Attributes:
+        parent: folder of the dense model, or of the pruned one.
+        recipe: as in PruneRequest.
+        folder: where to write; a recovery that was broken off there is taken up again.
+    """
+
+    low_rank: LowRank
     parent: Path
     recipe: Recipe
     dataset: Path

@@ -91,9 +91,9 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
     curves: dict[str, list[dict[str, Any]]] = {}
     for model in models:
         if model.stage != "quantize":
-            name = "train" if model.stage == "dense" else "recover"
-            suffix = model.name.removeprefix("dense").removeprefix("pruned")
-            curves[name + suffix] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
+            word = {"dense": "train", "prune": "recover", "low_rank": "recover/lowrank"}[model.stage]
+            suffix = model.name.removeprefix("dense").removeprefix("pruned").removeprefix("lowrank")
+            curves[word + suffix] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
     return curves
 
 

@@ -57,6 +57,10 @@ def _summary(folder: Path) -> ModelSummary:
         with tempfile.TemporaryDirectory() as cache:
             return inspect_factory(model, signature, working_dir=Path.cwd(), code="", cache=Path(cache))
     summary = summarize(model, signature)
+    if stored.recipe.low_rank:
+        summary = summary.model_copy(update={"no_tensor": "layers of low rank are not divided"})
+    if stored.recipe.dropped:
+        summary = summary.model_copy(update={"no_pipeline": "pruning has left out whole blocks"})
     if not stored.recipe.pruned or summary.no_tensor:
         return summary
     # Pruning has changed the widths.

@@ -14,7 +14,7 @@ from jobs.errors import SpecError
 from jobs.layout import ParallelLayout, share_batch
 from jobs.models.factory import inspect_factory
 from jobs.models.pretrained import digest_folder
-from jobs.models.registry import prunable, summarize
+from jobs.models.registry import summarize
 from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
@@ -22,9 +22,10 @@ from jobs.spec.model import ForeignModel, HuggingFaceModel
 from jobs.spec.train import Layout
 from jobs.train.config import deepspeed_config
 from jobs.train.memory import estimate, sample_bytes
+from orchestrator.compression import check_compression, check_pruning_memory, check_rounding
 from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
-from orchestrator.stages import SCHEMA_VERSIONS, prune_config, search_config, train_config
+from orchestrator.stages import SCHEMA_VERSIONS, low_rank_config, prune_config, search_config, train_config
 
 
 def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None) -> JobPlan:
@@ -95,7 +96,8 @@ def choose_layouts(spec: JobSpec, info: DatasetInfo, model: ModelSummary, memory
         try:
             choice = choose_layout(own, info, memory_bytes, variants=[each.variant for each in searched])
             check_searched(searched, choice.layout, info)
-            more = check_recovery(own, choice.layout, info, memory_bytes)
+            check_pruning_memory(sized, model, choice.layout, memory_bytes)
+            more = check_recovery(own, choice.layout, info, memory_bytes) + check_rounding(sized, info, choice.layout)
         except SpecError as error:
             refusals.append(error)
         else:
@@ -124,8 +126,7 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
             list(weights),
             f"{num_classes} weights, in label order",
         )
-    if spec.prunes and (reason := prunable(spec.model)):
-        raise SpecError.at("compress.prune", f"model {spec.model.name} can't be pruned: {reason}", None, "null")
+    check_compression(spec, info)
     split = spec.data.split
     calibration = split.calibration
     asked = "calibration" in split.model_fields_set  # left out, it is at most so many
@@ -194,13 +195,13 @@ def check_searched(searched: list[Searched], layout: ParallelLayout, info: Datas
 
 
 def check_recovery(own: Variant, layout: ParallelLayout, info: DatasetInfo, memory_bytes: int) -> list[str]:
-    """What is to be said of the recovery after pruning, where it does not run under the training's layout.
+    """What is to be said of the recovery after pruning or low rank, where it does not run under the training's layout.
 
     It is data-parallel over the same workers: a pruned model is small, and its widths need not divide any more.
     Raises SpecError if the batch does not divide over so many.
     """
     spec = own.spec
-    if not spec.prunes or layout.data == layout.size:
+    if not (spec.prunes or spec.compress.low_rank) or layout.data == layout.size:
         return []
     parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
     try:
@@ -284,6 +285,13 @@ def plan_stages(
     else:
         inputs = {"dataset": fingerprint, "parent": hashes["train"]}
         stages.append(known("prune", inputs, prune_config(spec)))
+    if spec.compress.low_rank is None:
+        stages.append(StagePlan(name="low_rank", action="skip", reason="the spec has no compress.low_rank"))
+    elif phases:
+        stages.append(depends("low_rank", "the search"))
+    else:
+        inputs = {"dataset": fingerprint, "parent": hashes["prune" if spec.prunes else "train"]}
+        stages.append(known("low_rank", inputs, low_rank_config(spec)))
     stages.append(StagePlan(name="export", action="run", reason="for each model that the stages before give"))
     if spec.compress.quantize:
         schemes = ", ".join(spec.compress.quantize.schemes)

@@ -72,6 +72,8 @@ def describe(event: dict[str, Any]) -> str:
                 for k, v in event["params"].items()
             )
             return f"trial {event['number']}: {event['state']}{cause}, {shown}{event['epochs']} epochs; {params}"
+        case "protected":
+            return f"left whole, since pruning costs the most there: {', '.join(event['layers'])}"
         case "resize":
             return f"{event['stage']}: goes on with {event['workers']} worker{'s' * (event['workers'] != 1)}"
         case "warning":

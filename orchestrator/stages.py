@@ -5,20 +5,21 @@ winner.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.workers import WorkerGroup, run_work
 from jobs.context import WorkRef
-from jobs.errors import Interrupted, QuantizationFailed, WorkerLost
+from jobs.errors import FactorizationFailed, Interrupted, QuantizationFailed, WorkerLost
 from jobs.layout import ParallelLayout
 from jobs.models.pretrained import located
 from jobs.records import StageManifest
 from jobs.requests import (
     CandidateFile,
     ExportRequest,
+    LowRankRequest,
     MeasureRequest,
     PruneRequest,
     QuantizeRequest,
@@ -33,8 +34,17 @@ from jobs.spec.train import Layout, Retry
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
 
-SCHEMA_VERSIONS = {"train": 1, "prune": 1, "export": 1, "quantize": 1, "measure": 1, "test": 1, "search": 1}
-RESIZABLE = ("train", "prune")
+SCHEMA_VERSIONS = {
+    "train": 1,
+    "prune": 2,
+    "low_rank": 1,
+    "export": 1,
+    "quantize": 1,
+    "measure": 1,
+    "test": 1,
+    "search": 1,
+}
+RESIZABLE = ("train", "prune", "low_rank")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
@@ -70,6 +80,10 @@ def train_config(spec: JobSpec) -> dict[str, Any]:
 
 def prune_config(spec: JobSpec) -> dict[str, Any]:
     return {"prune": spec.resolved()["compress"]["prune"]}
+
+
+def low_rank_config(spec: JobSpec) -> dict[str, Any]:
+    return {"low_rank": spec.resolved()["compress"]["low_rank"]}
 
 
 def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
@@ -230,6 +244,26 @@ class Stages:
             ),
         )
 
+    def low_rank(self, spec: JobSpec, parent: StageManifest, name: str = "low_rank") -> StageManifest:
+        """Raises FactorizationFailed where no layer gets cheaper."""
+        section = spec.compress.low_rank
+        assert section is not None
+        return self._perform(
+            "low_rank",
+            name,
+            inputs={"dataset": self.dataset.name, "parent": parent.hash},
+            config=low_rank_config(spec),
+            code=self.code,
+            work="jobs.compress.work:low_rank",
+            request=lambda folder: LowRankRequest(
+                low_rank=section,
+                parent=self.folder(parent) / "model",
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
+                folder=folder,
+            ),
+        )
+
     def export(self, spec: JobSpec, stored: StageManifest, name: str) -> StageManifest:
         normalize = spec.data.normalize
         return self._perform(
@@ -322,22 +356,18 @@ class Stages:
 
     def family(self, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:
         """The dense model and all that the spec's `compress:` makes of it, exported: parents before children."""
-        stored = {f"dense{suffix}": dense}
-        if spec.compress.prune is not None:
-            stored[f"pruned{suffix}"] = self.prune(spec, dense, f"prune{suffix}")
         models: list[Model] = []
-        for name, source in stored.items():
+        for stage, name, parent, source, recipe in self._float_models(spec, dense, suffix):
             exported = self.export(spec, source, f"export/{name}")
-            pruned = source is not dense
             models.append(
                 Model(
                     name=name,
-                    parent=f"dense{suffix}" if pruned else None,
-                    stage="prune" if pruned else "dense",
+                    parent=parent,
+                    stage=stage,
                     manifest=exported,
                     stored=source,
                     float_manifest=exported,
-                    recipe=prune_config(spec) if pruned else train_config(spec),
+                    recipe=recipe,
                 )
             )
             schemes = spec.compress.quantize.schemes if spec.compress.quantize else ()
@@ -362,3 +392,23 @@ class Stages:
                     )
                 )
         return models
+
+    def _float_models(
+        self, spec: JobSpec, dense: StageManifest, suffix: str
+    ) -> Iterator[tuple[str, str, str | None, StageManifest, dict[str, Any]]]:
+        """(stage, name, name of the parent, what holds model/, recipe) of each model that is stored in floats."""
+        name, stored = f"dense{suffix}", dense
+        yield "dense", name, None, dense, train_config(spec)
+        if spec.compress.prune is not None:
+            stored = self.prune(spec, dense, f"prune{suffix}")
+            left = {"left_whole": stored.result["left_whole"]}
+            yield "prune", f"pruned{suffix}", name, stored, prune_config(spec) | left
+            name = f"pruned{suffix}"
+        if spec.compress.low_rank is not None:
+            try:
+                factored = self.low_rank(spec, stored, f"low_rank{suffix}")
+            except FactorizationFailed as error:
+                self.on_report({"event": "refused", "artifact": f"lowrank{suffix}", "reason": str(error)})
+                return
+            ranks = {"ranks": factored.result["ranks"]}
+            yield "low_rank", f"lowrank{suffix}", name, factored, low_rank_config(spec) | ranks

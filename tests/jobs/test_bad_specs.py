@@ -118,6 +118,9 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("below 1.0",),
     ),
     "ratio of one": ({"compress.prune.ratio": 1.0}, "compress.prune.ratio", ("got 1.0", "below 1.0")),
+    "ratio of zero": ({"compress.prune.ratio": 0}, "compress.prune.ratio", ("got 0", "above 0.0")),
+    "all of four": ({"compress.prune": {"method": "nm", "n": 4}}, "compress.prune.n", ("got 4", "at most 3")),
+    "energy of one": ({"compress.low_rank.energy": 1.0}, "compress.low_rank.energy", ("below 1.0",)),
     "weight of zero": (
         {"compress.prune.recover.distill.weight": 0},
         "compress.prune.recover.distill.weight",
@@ -373,6 +376,49 @@ SPECS |= {
         "metric",
         ("got 'perplexity'",),
     ),
+    # Pruning.
+    "a ratio beside n:m": (
+        {"compress.prune": {"method": "nm", "ratio": 0.6}},
+        "compress.prune.ratio",
+        ("2:4 removes a share of 0.5", "leave it out"),
+    ),
+    "n:m in steps": ({"compress.prune": {"method": "nm", "steps": 3}}, "compress.prune.steps", ("at once",)),
+    "n without m's method": ({"compress.prune.n": 1}, "compress.prune.n", ("method: nm",)),
+    "n:m across layers": (
+        {"compress.prune": {"method": "nm", "global_pruning": True}},
+        "compress.prune.global_pruning",
+        ("the same share",),
+    ),
+    "importance of single weights": (
+        {"compress.prune": {"method": "magnitude", "importance": "taylor"}},
+        "compress.prune.importance",
+        ("got 'taylor'", "method: structured"),
+    ),
+    "heads of single weights": (
+        {"compress.prune": {"method": "magnitude", "what": ["heads"]}},
+        "compress.prune.what",
+        ("single weights",),
+    ),
+    "a misspelt part": (
+        {"compress.prune.what": ["head"]},
+        "compress.prune.what.0",
+        ("neurons", "did you mean 'heads'"),
+    ),
+    "a part twice": ({"compress.prune.what": ["heads", "heads"]}, "compress.prune.what", ("each part once",)),
+    "misspelt protection": ({"compress.prune.protect": "atuo"}, "compress.prune.protect", ("did you mean 'auto'",)),
+    "two measures of rank": (
+        {"compress.low_rank": {"energy": 0.9, "rank_ratio": 0.5}},
+        "compress.low_rank.energy",
+        ("rank_ratio or energy",),
+    ),
+    "a method that contradicts": (
+        {
+            "compress.prune": {"importance": "taylor"},
+            "search": {"space": {"compress.prune.method": {"choice": ["structured", "magnitude"]}}},
+        },
+        "search.space.compress.prune.method",
+        ("compress.prune.importance", "got 'magnitude'"),
+    ),
     # Codes.
     "a recommender of features": (
         {"data.source": TABLE, "data.target": "rating", "data.categories": "one_hot", "model": {"name": "recommender"}},
@@ -405,7 +451,6 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")
     },
-    **{name: ({"compress.prune.method": name}, "compress.prune.method") for name in ("magnitude", "nm")},
     **{
         name: ({"compress.quantize.schemes": [name]}, "compress.quantize.schemes")
         for name in ("bf16", "int8_qat", "int4_weight")

@@ -124,6 +124,7 @@ class TestStages:
             "prepare": "run",
             "train": "run",
             "prune": "skip",
+            "low_rank": "skip",
             "export": "run",
             "quantize": "skip",
             "measure": "run",
@@ -483,10 +484,6 @@ class TestLayouts:
         assert self.plan_with(storage, 8, layout=layout).warnings == ()
         (warning,) = self.plan_with(storage, 8, layout=layout, **PRUNE).warnings
         assert "the recovery after pruning is data-parallel" in warning
-
-    def test_what_has_no_channels_is_not_pruned(self, storage: Storage) -> None:
-        with pytest.raises(SpecError, match=r"compress\.prune: model lstm can't be pruned"):
-            plan_job(spec_of(PRUNE | {"model": {"name": "lstm"}}), storage)
 
 
 BLOCKS = st.builds(
