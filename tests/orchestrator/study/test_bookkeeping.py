@@ -147,7 +147,7 @@ def test_a_failed_trial_has_no_place_in_a_generation(tmp_path: Path):
 
 def test_values_lie_in_the_space_and_inactive_keys_are_left_out(tmp_path: Path):
     for algorithm in ("random", "tpe", "qmc"):
-        study = Study(spec(algorithm=algorithm, space=CONDITIONAL, trials=30), "train", tmp_path / algorithm)
+        study = Study(spec(algorithm=algorithm, space=CONDITIONAL, trials=18), "train", tmp_path / algorithm)
         kinds = set()
         while (asked := study.ask()) is not None:
             params = asked.params
