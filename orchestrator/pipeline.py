@@ -101,7 +101,7 @@ def _make(job: Job, winner: Winner) -> list[Model]:
 
 def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Trial]:
     """A phase of the search, as a stage: its finished trials are its result."""
-    from orchestrator.search import SearchTask, keep, run_search
+    from orchestrator.search import SearchTask, run_search
 
     assert base.search is not None
     num_trials = base.search.num_trials(phase)
@@ -114,7 +114,6 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
         job.run.event("search_started", phase=phase, stage=name, trials=num_trials, direction=base.metric_direction)
 
         def on_trial(trial: Trial) -> None:
-            keep(folder, trial)
             job.run.event("trial", stage=name, **trial.to_json())
 
         task = SearchTask(

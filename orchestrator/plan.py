@@ -19,6 +19,7 @@ from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
 from jobs.spec.model import ForeignModel, HuggingFaceModel
+from jobs.spec.space import probes
 from jobs.spec.train import Layout
 from jobs.train.config import deepspeed_config
 from jobs.train.memory import estimate, sample_bytes
@@ -51,6 +52,7 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
             "layout_invariant: false: the model has layers of your own; where they look at the micro-batch (stock "
             "batch normalization, dropout), another number of workers gives slightly different losses"
         ]
+    warnings += spec.search.remarks() if spec.search else []
     hashes = {"dataset": fingerprint, "code": code}
     return JobPlan(
         spec=spec.resolved(),
@@ -168,17 +170,18 @@ def searched_variants(spec: JobSpec, info: DatasetInfo, model: ModelSummary) -> 
     A model that is not ours is taken as it is: what its own arguments do is seen when it is built.
     """
 
-    def variant(key: str, value: Any) -> Variant:
-        trial = spec.replace({key: value})
+    def variant(key: str, values: dict[str, Any]) -> Variant:
+        trial = spec.replace(values)
         if isinstance(trial.model, ForeignModel) or not key.startswith("model."):
             return Variant(trial, model)
         return Variant(trial, summarize(trial.model, info.signature))
 
+    space = spec.search.space if spec.search else {}
     return [
-        Searched(key, value, variant(key, value))
-        for key, dimension in (spec.search.space.items() if spec.search else ())
+        Searched(key, values[key], variant(key, values))
+        for key in space
         if key in ("train.batch_size", "train.precision") or key.startswith("model.args.")
-        for value in dimension.probes
+        for values in probes(space, key)
     ]
 
 

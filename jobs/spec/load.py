@@ -12,6 +12,7 @@ from jobs.spec.model import Model
 from jobs.spec.problems import entry, problems_of, sections_in
 from jobs.spec.read import parse_yaml
 from jobs.spec.search import SEARCHABLE_PREFIXES, UNSEARCHABLE
+from jobs.spec.space import Space, completed, pairs, probes
 from jobs.spec.train import Train
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -126,7 +127,10 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
     if spec.search is None:
         return problems
     base = spec.document()
-    for key, dimension in spec.search.space.items():
+    # What a trial is made of: the choices change which other keys there are. Where one of them is wrong, it is said
+    # of that one alone.
+    beside_choices = _refusal(base, completed(spec.search.space, {})) is None
+    for key in spec.search.space:
         where = f"search.space.{key}"
         if not key.startswith(SEARCHABLE_PREFIXES) or key in UNSEARCHABLE:
             known = _known_paths(JobSpec)
@@ -143,15 +147,32 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
                 )
             )
             continue
-        for value in dimension.probes:
-            try:
-                parse(with_values(base, {key: value}), check_space=False)
-            except SpecError as error:
-                first = error.problems[0]
-                message = first.message if first.path == key else f"{first.path}: {first.message}"
-                problems.append(Problem(where, message, value, first.allowed, first.nearest))
-                break
+        if problem := _illegal_value(spec.search.space, key, base, beside_choices):
+            problems.append(problem)
     return problems
+
+
+def _illegal_value(space: Space, key: str, base: dict[str, Any], beside_choices: bool) -> Problem | None:
+    """The first of the probed values of a searched key that no trial could have, alone or beside another choice."""
+    for values in (*probes(space, key), *(pairs(space, key) if beside_choices else ())):
+        together = completed(space, values) if beside_choices else values
+        if (error := _refusal(base, together)) is None:
+            continue
+        first = error.problems[0]
+        message = first.message if first.path == key else f"{first.path}: {first.message}"
+        others = [f"{other} = {value}" for other, value in values.items() if other != key]
+        if others:
+            message += f" (beside {', '.join(others)})"
+        return Problem(f"search.space.{key}", message, values[key], first.allowed, first.nearest)
+    return None
+
+
+def _refusal(base: dict[str, Any], values: dict[str, Any]) -> SpecError | None:
+    try:
+        parse(with_values(base, values), check_space=False)
+    except SpecError as error:
+        return error
+    return None
 
 
 def _known_paths(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -44,6 +44,12 @@ def check(error: SpecError, path: str, parts: tuple[str, ...]) -> None:
     assert any(all(part in text for part in parts) for text in texts), f"{parts} are not all in {texts}"
 
 
+def conditional(when: dict[str, Any], **search: Any) -> dict[str, Any]:
+    parent = {"choice": ["sgd", "adamw"]}
+    return {"search": {"space": {OPTIMIZER: parent, MOMENTUM: {"uniform": [0.5, 0.9], "when": when}}, **search}}
+
+
+OPTIMIZER, MOMENTUM = "train.optimizer.name", "train.optimizer.momentum"
 LR = "train.optimizer.lr"
 DROPOUT = "model.args.dropout"
 SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
@@ -289,6 +295,161 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "search.space",
         (f"{DROPOUT} is continuous", "choice"),
     ),
+    "a grid over a thousand values": (
+        space("train.batch_size", {"int": [1, 1001]}, algorithm="grid"),
+        "search.space",
+        ("continuous", "up to 1000 values"),
+    ),
+    "steps that do not fit": (
+        space(DROPOUT, {"uniform": [0, 0.5], "step": 0.2}),
+        f"search.space.{DROPOUT}.step",
+        ("got 0.2", "no whole number of steps"),
+    ),
+    "a step larger than the range": (
+        space("train.batch_size", {"int": [16, 32], "step": 32}),
+        "search.space.train.batch_size.step",
+        ("no whole number of steps",),
+    ),
+    "half a step": (
+        space("train.batch_size", {"int": [16, 32], "step": 0.5}),
+        "search.space.train.batch_size.step",
+        ("whole number",),
+    ),
+    "no step": (space(DROPOUT, {"uniform": [0, 0.5], "step": 0}), f"search.space.{DROPOUT}.step", ("above 0",)),
+    "steps in logarithms": (
+        space(LR, {"loguniform": [1e-4, 1e-1], "step": 0.01}),
+        f"search.space.{LR}.step",
+        ("uniform and int",),
+    ),
+    "steps onto what is illegal": (
+        space("model.args.kernel", {"int": [3, 7], "step": 2}),
+        "search.space.model.args.kernel",
+        ("got 7", "3 or 5"),
+    ),
+    # Conditions.
+    "a parent that is not searched": (
+        space(MOMENTUM, {"uniform": [0.5, 0.9], "when": {OPTIMIZER: "sgd"}}),
+        f"search.space.{MOMENTUM}.when",
+        (OPTIMIZER, "not searched", "a choice of the space"),
+    ),
+    "a misspelt parent": (
+        conditional({"train.optimizer.nam": "sgd"}),
+        f"search.space.{MOMENTUM}.when",
+        (f"did you mean {OPTIMIZER!r}",),
+    ),
+    "a value that the parent never takes": (
+        conditional({OPTIMIZER: "sgdd"}),
+        f"search.space.{MOMENTUM}.when",
+        ("never takes", "'sgdd'", "sgd, adamw", "did you mean 'sgd'"),
+    ),
+    "a condition of another type": (
+        {"search": {"space": {LR: {"choice": [1, 2], "when": {DROPOUT: True}}, DROPOUT: {"choice": [0, 1]}}}},
+        f"search.space.{LR}.when",
+        ("never takes", "True", "0, 1"),
+    ),
+    "no value of the parent": (
+        conditional({OPTIMIZER: []}),
+        f"search.space.{MOMENTUM}.when",
+        ("never there", "sgd, adamw"),
+    ),
+    "no condition": (conditional({}), f"search.space.{MOMENTUM}.when", ("at least 1",)),
+    "a parent that is no choice": (
+        {"search": {"space": {DROPOUT: {"uniform": [0, 0.1], "when": {LR: 0.1}}, LR: {"uniform": [0.1, 0.2]}}}},
+        f"search.space.{DROPOUT}.when",
+        ("is no choice",),
+    ),
+    "a circle of conditions": (
+        {
+            "search": {
+                "space": {
+                    LR: {"choice": [0.1, 0.2], "when": {DROPOUT: 0.1}},
+                    DROPOUT: {"choice": [0.1, 0.2], "when": {LR: 0.1}},
+                }
+            }
+        },
+        f"search.space.{LR}.when",
+        ("depends on itself", "→"),
+    ),
+    "conditions that exclude one another": (
+        {
+            "search": {
+                "space": {
+                    OPTIMIZER: {"choice": ["sgd", "adamw"]},
+                    "train.optimizer.nesterov": {"choice": [True], "when": {OPTIMIZER: "sgd"}},
+                    LR: {"choice": [0.1], "when": {OPTIMIZER: "adamw", "train.optimizer.nesterov": True}},
+                }
+            }
+        },
+        f"search.space.{LR}.when",
+        ("never there", "exclude"),
+    ),
+    "a condition across phases": (
+        {
+            "search": {
+                "space": {
+                    "model.args.activation": {"choice": ["relu", "tanh"]},
+                    "compress.prune.ratio": {"uniform": [0.1, 0.5], "when": {"model.args.activation": "relu"}},
+                }
+            }
+        },
+        "search.space.compress.prune.ratio.when",
+        ("another phase", "joint"),
+    ),
+    "a key that only one of the choices has": (
+        {"search": {"space": {OPTIMIZER: {"choice": ["sgd", "adamw"]}, MOMENTUM: {"uniform": [0.5, 0.9]}}}},
+        f"search.space.{MOMENTUM}",
+        ("unknown key", f"beside {OPTIMIZER} = adamw"),
+    ),
+    "a condition under which the key is not there": (
+        conditional({OPTIMIZER: ["sgd", "adamw"]}),
+        f"search.space.{MOMENTUM}",
+        ("unknown key", f"beside {OPTIMIZER} = adamw"),
+    ),
+    "values that do not go together": (
+        {
+            "search": {
+                "space": {
+                    OPTIMIZER: {"choice": ["sgd"]},
+                    "train.optimizer.nesterov": {"choice": [False, True]},
+                    MOMENTUM: {"uniform": [0.0, 0.9]},
+                }
+            }
+        },
+        f"search.space.{MOMENTUM}",
+        ("nesterov needs a momentum above 0", "beside train.optimizer.nesterov = True"),
+    ),
+    # What an algorithm can't do.
+    "cmaes over choices": (
+        space("model.args.activation", {"choice": ["relu", "tanh"]}, algorithm="cmaes"),
+        "search.algorithm",
+        ("model.args.activation is a choice", "tpe"),
+    ),
+    "cmaes for two objectives": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, algorithm="cmaes", mode="joint", objectives={"bytes": "min"}),
+        "search.algorithm",
+        ("one objective", "metric, bytes", "nsga2"),
+    ),
+    "gp with conditions": (conditional({OPTIMIZER: "sgd"}, algorithm="gp"), "search.algorithm", ("gp", "tpe, qmc")),
+    "nsga2 with conditions": (
+        conditional({OPTIMIZER: "sgd"}, algorithm="nsga2"),
+        "search.algorithm",
+        ("got 'nsga2'", "learn nothing"),
+    ),
+    "an unknown algorithm": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, algorithm="cma-es"),
+        "search.algorithm",
+        ("did you mean 'cmaes'",),
+    ),
+    "an unknown objective": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, objectives={"latency": "min"}),
+        "search.objectives.latency",
+        ("unknown key", "did you mean 'latency_ms'"),
+    ),
+    "an objective of files that no phase makes": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, objectives={"bytes": "min"}),
+        "search.objectives.bytes",
+        ("no files", "joint"),
+    ),
     "a direction that is worse": (
         space(DROPOUT, {"uniform": [0, 0.1]}, objectives={"metric": "min"}),
         "search.objectives.metric",
@@ -445,8 +606,6 @@ SPECS |= {
 LATER: dict[str, tuple[dict[str, Any], str]] = {
     "ray_train": ({"resources.runtime": "ray_train"}, "resources.runtime"),
     "pack": ({"compress.pack": {"sparsity": 0.9}}, "compress.pack"),
-    **{name: (space(DROPOUT, {"uniform": [0, 0.1]}, algorithm=name), "search.algorithm") for name in ("gp", "nsga2")},
-    **{name: (space(DROPOUT, {"uniform": [0, 0.1]}, algorithm=name), "search.algorithm") for name in ("cmaes", "qmc")},
     **{
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")

@@ -146,6 +146,40 @@ class TestStages:
         assert "fp16" in stages["quantize"].reason
         assert "search/compress" not in stages
 
+    @pytest.mark.parametrize(
+        ("search", "said"),
+        [
+            ({"search.algorithm": "tpe", "search.trials": 10}, "draws its first 10 trials at random"),
+            ({"search.algorithm": "nsga2", "search.trials": 4}, "all 4 trials belong to the first"),
+            ({"search.algorithm": "cmaes", "search.trials": 4}, "a generation of cmaes has 4 trials"),
+            (
+                {
+                    "search.algorithm": "grid",
+                    "search.trials": 5,
+                    "search.space": {"train.batch_size": {"int": [8, 16]}},
+                },
+                "the grid has 9 points, of which 5 are tried",
+            ),
+            ({"search.algorithm": "tpe", "search.trials": 11}, ""),
+        ],
+    )
+    def test_what_a_search_can_not_do_with_so_few_trials_is_said(
+        self, search: dict[str, Any], said: str, storage: Storage
+    ) -> None:
+        warnings = plan_job(spec_of(SEARCH | search), storage).warnings
+        assert any(said in warning for warning in warnings) == bool(said)
+
+    def test_keys_with_a_condition_are_planned_with_their_parents(self, storage: Storage) -> None:
+        space = {
+            "train.batch_size": {"choice": [8, 16], "when": {"train.optimizer.name": "sgd"}},
+            "train.optimizer.name": {"choice": ["sgd", "adamw"]},
+        }
+        spec = spec_of({"search.space": space})
+        plan = plan_job(spec, storage)
+        tried = searched_variants(spec, plan.dataset, plan.model)
+        assert [each.value for each in tried] == [8, 16]
+        assert all(each.variant.spec.train.optimizer.name == "sgd" for each in tried)
+
     def test_a_search_of_compression_alone(self, storage: Storage) -> None:
         space = {"search.space": {"compress.prune.ratio": {"uniform": [0.2, 0.5]}}}
         plan = plan_job(spec_of(space), storage)

@@ -121,4 +121,4 @@ def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
         on_trial=lambda trial: None,
         on_event=live,
     )
-    assert pickle.dumps(_Asker(task, Study(spec, "train", tmp_path), [], 1))
+    assert pickle.dumps(_Asker(task, Study(spec, "train", tmp_path)))
