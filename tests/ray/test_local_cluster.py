@@ -25,7 +25,7 @@ SPEC = {
         "split": {"validation": 0.2, "test": 0.2, "calibration": 64},
     },
     "model": {"name": "mlp", "args": {"hidden": [32], "activation": "tanh"}},
-    "train": {"epochs": 150, "batch_size": 32, "checkpoint": {"every_steps": 100}},
+    "train": {"epochs": 60, "batch_size": 32, "checkpoint": {"every_steps": 100}},
     "layout": {"data": 2, "zero_stage": 1},
     "resources": {"workers": 2},
 }
@@ -101,7 +101,8 @@ def test_a_training_outlives_the_loss_of_a_node_and_another_can_join(cluster, tm
     assert process.returncode == 0, errors
     assert "a worker was lost" in errors
     (report,) = storage.glob("*/report.json")
-    assert len(read_json(report)["goodput"]["restarts"]) == 1
+    # Until Ray has noticed the loss, it may offer the place on the lost node for the replacement: another restart.
+    assert 1 <= len(read_json(report)["goodput"]["restarts"]) <= 2
     (history,) = storage.glob("stages/*/history.json")
     found = read_json(history)["losses"]
     assert found[-1] < 0.2 * found[0]

@@ -34,7 +34,7 @@ RAY_TRAINS = ("RayTrainWorker", "TrainController", "ray::Host", "PlacementGroupC
 
 @pytest.fixture(scope="module")
 def shared(local_ray):
-    with TrainGroup(2, warm_up=WARM_UP, silence_timeout_s=5.0) as group:
+    with TrainGroup(2, warm_up=WARM_UP, silence_timeout_s=3.0) as group:
         yield group
 
 
@@ -103,23 +103,16 @@ def test_a_process_that_dies_is_a_lost_worker_at_once(shared):
         session.done()
 
 
-def test_a_worker_that_hangs_is_a_lost_worker(shared):
+def test_a_worker_that_hangs_is_lost_and_can_be_ended_without_a_trace(shared):
     session = shared.start(gang_works.freeze, None)  # in new workers
-    start = time.monotonic()
-    with pytest.raises(WorkerLost, match=r"worker 1 .* has not answered for 5 s"):
-        session.result(60.0)
-    assert time.monotonic() - start < 5.0 + SOON_S
-
-
-def test_a_work_that_does_not_stop_is_killed_and_nothing_is_left(shared):
-    session = shared.start(gang_works.sleep, 60)
     storage = Path(shared._fit.storage)
     assert storage.exists()
     start = time.monotonic()
-    session.stop(0.3)
-    assert time.monotonic() - start < 15.0
-    with pytest.raises(WorkerLost, match="did not stop"):
-        session.result(0.0)
+    with pytest.raises(WorkerLost, match=r"worker 1 .* has not answered for 3 s"):
+        session.result(60.0)
+    assert time.monotonic() - start < 3.0 + SOON_S
+    session.stop(0.3)  # nobody stops by himself: the run of Ray Train is ended by force
+    assert time.monotonic() - start < 3.0 + 20.0
     shared.stop()
     assert not storage.exists()
     deadline = time.monotonic() + 30
