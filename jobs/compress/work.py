@@ -32,7 +32,7 @@ def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
     dense, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
     before = list(blueprint.get("dropped", []))
     steps = request.folder / "checkpoints"
-    steps.mkdir(exist_ok=True)  # a training makes no folder above its own
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
     method = Pruning(context, section, dense, dataset, request.recipe, steps)
     recovering = Recovery(context, dataset, request.recipe, section.recover, dense, steps)
     module, first = dense, 0
@@ -64,7 +64,7 @@ def low_rank(context: Context, request: LowRankRequest) -> dict[str, Any]:
     section = request.low_rank
     parent, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
     steps = request.folder / "checkpoints"
-    steps.mkdir(exist_ok=True)  # a training makes no folder above its own
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
     # Singular vectors may differ from machine to machine, so those of one are everybody's.
     found: dict[str, Any] = {}
     if (steps / "factorized" / "model.json").exists():  # by an attempt before; written after the tensors
