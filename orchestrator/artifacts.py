@@ -13,6 +13,7 @@ from jobs.measure.metrics import interval
 from jobs.measure.session import predict_condensed
 from jobs.records import Artifact
 from jobs.spec import JobSpec
+from orchestrator.environment import environment
 from orchestrator.stages import Model, Stages
 
 PARITY_TOLERANCE = 1e-4
@@ -47,6 +48,8 @@ def finish(folder: Path, artifact: Artifact, spec: JobSpec, dataset: Dataset, ru
             "loss": spec.train.loss,
             "classes": list(dataset.info.classes),
             "encoding": encoding.to_json(),
+            "environment": {**environment(), "threads": 1},
+            "target": None if spec.compress.target is None else spec.compress.target.model_dump(mode="json"),
             "dataset": {"fingerprint": dataset.fingerprint, "source": spec.resolved()["data"]["source"]},
             "reference": {
                 "split": "validation",

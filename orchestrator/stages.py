@@ -6,7 +6,7 @@ winner.
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +22,38 @@ from jobs.requests import (
     LowRankRequest,
     MeasureRequest,
     PruneRequest,
+    QatRequest,
     QuantizeRequest,
     Recipe,
     ScoreRequest,
     TrainRequest,
 )
 from jobs.spec import JobSpec
+from jobs.spec.compress import Qat
 from jobs.spec.model import HuggingFaceModel
 from jobs.spec.search import Phase
 from jobs.spec.train import Layout, Retry
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
+from orchestrator.schemes import planned_schemes, variant_search
 
 SCHEMA_VERSIONS = {
     "train": 1,
     "prune": 2,
     "low_rank": 1,
+    "qat": 1,
     "export": 1,
-    "quantize": 1,
-    "measure": 1,
+    "quantize": 2,
+    "measure": 2,
     "test": 1,
     "search": 1,
 }
-RESIZABLE = ("train", "prune", "low_rank")
+RESIZABLE = ("train", "prune", "low_rank", "qat")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
+
+_NO_RECIPE = frozenset({"parity", "stopped", "metric", "productive_s", "checkpoint_s"})
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -284,17 +290,45 @@ class Stages:
 
     def quantize(self, spec: JobSpec, exported: StageManifest, scheme: str, name: str) -> StageManifest:
         normalize = spec.data.normalize
+        search = variant_search(spec) if scheme == "int8_static" and self.timing == "final" else None
+        config: dict[str, Any] = {"scheme": scheme, "normalize": normalize}
+        if search is not None:
+            # The variant that is chosen depends on what was asked for, and on the host that it was measured on.
+            config["search"] = asdict(search) | {"limits": search.limits.model_dump(mode="json")}
+            config["host"] = timing_host()
         return self._perform(
             "quantize",
             name,
             inputs={"dataset": self.dataset.name, "onnx": exported.hash},
-            config={"scheme": scheme, "normalize": normalize},
+            config=config,
             work="jobs.compress.work:quantize",
             request=lambda folder: QuantizeRequest(
                 source=self.folder(exported) / "model.onnx",
                 scheme=scheme,
                 dataset=self.dataset,
                 normalize=normalize,
+                folder=folder,
+                search=search,
+            ),
+        )
+
+    def quantize_aware(self, spec: JobSpec, stored: StageManifest, exported: StageManifest, name: str) -> StageManifest:
+        """The scheme int8_qat: a training of its own, on all workers."""
+        assert spec.compress.quantize is not None
+        section = spec.compress.quantize.qat or Qat()
+        return self._perform(
+            "qat",
+            name,
+            inputs={"dataset": self.dataset.name, "model": stored.hash, "onnx": exported.hash},
+            config={"qat": section.model_dump(mode="json"), "train": train_config(spec)},
+            code=self.code,
+            work="jobs.compress.qat:quantize_aware",
+            request=lambda folder: QatRequest(
+                qat=section,
+                model=self.folder(stored) / "model",
+                source=self.folder(exported) / "model.onnx",
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
                 folder=folder,
             ),
         )
@@ -313,6 +347,7 @@ class Stages:
                         file=self.folder(model.manifest) / "model.onnx",
                         float_file=self.folder(model.float_manifest) / "model.onnx",
                         parity=model.manifest.result["parity"],
+                        parent=model.parent,
                     )
                     for model in models
                 ),
@@ -356,6 +391,7 @@ class Stages:
 
     def family(self, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:
         """The dense model and all that the spec's `compress:` makes of it, exported: parents before children."""
+        schemes = [each.scheme for each in planned_schemes(spec)]
         models: list[Model] = []
         for stage, name, parent, source, recipe in self._float_models(spec, dense, suffix):
             exported = self.export(spec, source, f"export/{name}")
@@ -370,10 +406,13 @@ class Stages:
                     recipe=recipe,
                 )
             )
-            schemes = spec.compress.quantize.schemes if spec.compress.quantize else ()
             for scheme in schemes:
+                label = f"quantize/{name}-{scheme}"
                 try:
-                    quantized = self.quantize(spec, exported, scheme, f"quantize/{name}-{scheme}")
+                    if scheme == "int8_qat":
+                        quantized = self.quantize_aware(spec, source, exported, label)
+                    else:
+                        quantized = self.quantize(spec, exported, scheme, label)
                 except QuantizationFailed as error:
                     self.on_report({"event": "refused", "artifact": f"{name}-{scheme}", "reason": str(error)})
                     continue
@@ -387,7 +426,7 @@ class Stages:
                         float_manifest=exported,
                         recipe={
                             "scheme": scheme,
-                            **{k: v for k, v in quantized.result.items() if k != "parity"},
+                            **{k: v for k, v in quantized.result.items() if k not in _NO_RECIPE},
                         },
                     )
                 )

@@ -3,19 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from jobs.compress.low_rank import low_rank_copy
 from jobs.compress.pruning import Pruning
 from jobs.compress.quantize import quantize_onnx
 from jobs.compress.recover import Recovery
+from jobs.compress.static_search import HeldOut, Search
 from jobs.context import Context
 from jobs.data import Dataset
 from jobs.errors import FactorizationFailed
 from jobs.measure.session import largest_difference
 from jobs.models.build import load_model, save_model
 from jobs.models.structure import blocks_left_out
-from jobs.requests import LowRankRequest, PruneRequest, QuantizeRequest
+from jobs.requests import LowRankRequest, PruneRequest, QuantizeRequest, VariantSearch
 from jobs.storage import read_json, write_json
 from jobs.train.mesh import from_first
 
@@ -30,7 +32,7 @@ def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
     dense, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
     before = list(blueprint.get("dropped", []))
     steps = request.folder / "checkpoints"
-    steps.mkdir(exist_ok=True)  # a training makes no folder above its own
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
     method = Pruning(context, section, dense, dataset, request.recipe, steps)
     recovering = Recovery(context, dataset, request.recipe, section.recover, dense, steps)
     module, first = dense, 0
@@ -62,7 +64,7 @@ def low_rank(context: Context, request: LowRankRequest) -> dict[str, Any]:
     section = request.low_rank
     parent, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
     steps = request.folder / "checkpoints"
-    steps.mkdir(exist_ok=True)  # a training makes no folder above its own
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
     # Singular vectors may differ from machine to machine, so those of one are everybody's.
     found: dict[str, Any] = {}
     if (steps / "factorized" / "model.json").exists():  # by an attempt before; written after the tensors
@@ -118,5 +120,25 @@ def quantize(context: Context, request: QuantizeRequest) -> dict[str, Any] | Non
     dataset = Dataset.open(request.dataset)
     samples = dataset.encoded("train", dataset.calibration_ids, dataset.encoding(request.normalize))
     target = request.folder / "model.onnx"
-    done = quantize_onnx(request.source, target, request.scheme, samples)
+    search = None if request.search is None else _search(dataset, request.normalize, request.search)
+    done = quantize_onnx(request.source, target, request.scheme, samples, search=search)
     return {**done, "parity": largest_difference(target, request.source, samples)}
+
+
+def _search(dataset: Dataset, normalize: str, request: VariantSearch) -> Search | None:
+    """The search for a variant, on training samples apart from the calibration's; None where there are none."""
+    others = np.setdiff1d(np.arange(dataset.num_samples("train")), dataset.calibration_ids)
+    if len(others) == 0:
+        return None
+    drawn = np.random.default_rng(request.seed).permutation(others)[: request.limits.held_out]
+    held_out = HeldOut(
+        dataset.encoded("train", drawn, dataset.encoding(normalize)), dataset.targets("train", drawn), request.metric
+    )
+    return Search(
+        held_out,
+        full_range=request.full_range,
+        max_variants=request.limits.max_variants,
+        seconds=request.limits.seconds,
+        allowed_drop=request.allowed_drop,
+        pick=request.pick,
+    )

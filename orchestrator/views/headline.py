@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from jobs.records import Artifact, RunReport
+from jobs.records import Artifact, Measurement, RunReport
 from orchestrator.charts import svg
 from orchestrator.units import (
     PERCENT_METRICS,
@@ -19,7 +19,7 @@ from orchestrator.units import (
     format_relative,
     format_seconds,
 )
-from orchestrator.verdict import p50
+from orchestrator.verdict import p50, pace
 from orchestrator.views.common import Subject, change_interval, dig, show
 
 
@@ -82,17 +82,20 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
         return Markup("{}, the dense model{}: {} {} on validation{}.").format(
             name, others, subject.metric, figure, tail
         )
+    alike = pace(measured, dense.measurement, dense.name, "batch_1") == "as fast"
     parts = [
         Markup("<b>{}</b> {}").format(format_ratio(ratio if ratio >= 1 else 1 / ratio), better if ratio >= 1 else worse)
         for ratio, better, worse in (
             (_ratio(dense.measurement.bytes, measured.bytes), "smaller", "bigger"),
-            (_ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
+            (None if alike else _ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
         )
         if ratio is not None
     ]
     sentence = Markup("{} was selected").format(name)
     if parts:
         sentence += Markup(": {} than the dense model").format(Markup(" and ").join(parts))
+    if alike:
+        sentence += " and about as fast" if parts else ": about as fast as the dense model"
     if (delta := measured.metric_delta) is not None:
         relative = format_relative(subject.metric, measured.metric.value, dense.measurement.metric.value)
         sentence += Markup(", {} <b>{}</b>{}").format(
@@ -110,11 +113,18 @@ def _tiles(report: RunReport, subject: Subject) -> tuple[Tile, ...]:
     tiles = [
         _metric_tile(report, subject, selected),
         _tile("File", measured.bytes, parent.bytes, format_bytes, ("smaller", "bigger")),
-        _tile("Latency, batch 1, p50", p50(measured), p50(parent), format_ms, ("faster", "slower")),
+        _latency_tile(measured, parent, dense.name),
         _tile("Parameters", measured.params, parent.params, format_count, ("fewer", "more")),
         _tile("MACs a sample", measured.macs, parent.macs, format_count, ("fewer", "more")),
     ]
     return tuple(tile for tile in tiles if tile is not None)
+
+
+def _latency_tile(measured: Measurement, parent: Measurement, name: str) -> Tile | None:
+    title, ours, theirs = "Latency, batch 1, p50", p50(measured), p50(parent)
+    if measured is not parent and pace(measured, parent, name, "batch_1") == "as fast":
+        return Tile(title, format_ms(ours), f"about as fast as {format_ms(theirs)}", ours / theirs)
+    return _tile(title, ours, theirs, format_ms, ("faster", "slower"))
 
 
 def _tile(name: str, ours: float, theirs: float, form: Any, words: tuple[str, str]) -> Tile | None:
