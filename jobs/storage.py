@@ -21,10 +21,13 @@ _FULL = {
     errno.EFBIG: "file size limit reached",
 }
 
+_GONE = (errno.EIO, errno.ENODEV, errno.ENXIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
+"""What a disk, or a file system of another machine, answers that is not there any more."""
+
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk below `path` into a StorageError that says where, and what to do."""
+    """Turns a full disk below `path`, or one that has vanished, into a StorageError that says where, and what to do."""
     try:
         yield
     except OSError as error:
@@ -32,6 +35,11 @@ def storage_errors(path: Path) -> Iterator[None]:
             raise StorageError(
                 f"{_FULL[error.errno]} while writing {path}; what was complete before is intact: "
                 "free some space, then resume the run"
+            ) from error
+        if error.errno in _GONE or (error.errno == errno.ENOENT and not os.path.isdir(path.parent)):
+            raise StorageError(
+                f"the storage has vanished while {path} was being written ({error.strerror}); bring it back, then "
+                "resume the run"
             ) from error
         raise
 

@@ -485,3 +485,41 @@ def test_a_full_disk_is_a_storage_error_and_harms_nothing(storage: Storage, tmp_
     )
     assert manifest is not None
     assert not was_there
+
+
+def test_a_storage_that_vanishes_is_an_error_and_is_not_made_anew(storage: Storage, tmp_path: Path) -> None:
+    run = storage.create_run(SPEC)
+    run.event("started")
+    storage.root.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match="the storage has vanished"):
+        run.event("step", step=1)
+    assert not storage.root.exists()
+    (tmp_path / "away").rename(storage.root)
+    run.event("step", step=2)
+    assert [event["event"] for event in run.events()] == ["started", "step"]
+
+
+def test_a_checkpoint_that_takes_longer_than_the_grace_time_is_warned_of_once() -> None:
+    from jobs.layout import ParallelLayout
+    from jobs.spec.train import Retry
+    from orchestrator.stages import Stages
+
+    told: list[dict[str, Any]] = []
+    stages = Stages(
+        storage=Storage(Path("unused")),
+        code="",
+        dataset=Path("unused"),
+        group=lambda: pytest.fail("no worker is needed"),
+        layouts=[ParallelLayout()],
+        micro_batch=None,
+        retry=Retry(grace_s=5.0),
+        on_report=told.append,
+        on_stage=lambda name, manifest, reused: None,
+        should_stop=lambda: False,
+    )
+    listen = stages._heed_grace("train")
+    for seconds in (1.0, 12.5, 13.0):
+        listen({"event": "checkpoint", "label": "train", "step": 10, "seconds": seconds})
+    (warning,) = (event for event in told if event["event"] == "warning")
+    assert "12.5 s" in warning["message"]
+    assert "5 s" in warning["message"]
