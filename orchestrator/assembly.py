@@ -91,8 +91,8 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
     curves: dict[str, list[dict[str, Any]]] = {}
     for model in models:
         if model.stage != "quantize":
-            name = "train" if model.stage == "dense" else "recover"
-            suffix = model.name.removeprefix("dense").removeprefix("pruned")
+            name = {"dense": "train", "prune": "recover", "pack": "recover/packed"}[model.stage]
+            suffix = model.name.removeprefix("dense").removeprefix("pruned").removeprefix("packed")
             curves[name + suffix] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
     return curves
 

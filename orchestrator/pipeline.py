@@ -1,6 +1,7 @@
 """One job from its spec to its report: every stage, top to bottom.
 
-prepare → search | train → (search of compression keys) → prune → export → quantize → measure → select → test → report
+prepare → search | train → (search of compression keys) → prune → export → quantize → pack → measure
+→ select → test → report
 """
 
 import time

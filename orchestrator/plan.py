@@ -14,7 +14,7 @@ from jobs.errors import SpecError
 from jobs.layout import ParallelLayout, share_batch
 from jobs.models.factory import inspect_factory
 from jobs.models.pretrained import digest_folder
-from jobs.models.registry import prunable, summarize
+from jobs.models.registry import packable, prunable, summarize
 from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
@@ -24,7 +24,7 @@ from jobs.train.config import deepspeed_config
 from jobs.train.memory import estimate, sample_bytes
 from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
-from orchestrator.stages import SCHEMA_VERSIONS, prune_config, search_config, train_config
+from orchestrator.stages import SCHEMA_VERSIONS, pack_config, prune_config, search_config, train_config
 
 
 def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None) -> JobPlan:
@@ -126,6 +126,8 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
         )
     if spec.prunes and (reason := prunable(spec.model)):
         raise SpecError.at("compress.prune", f"model {spec.model.name} can't be pruned: {reason}", None, "null")
+    if spec.packs and (reason := packable(spec.model, info.signature)):
+        raise SpecError.at("compress.pack", f"model {spec.model.name} can't be packed: {reason}", None, "null")
     split = spec.data.split
     calibration = split.calibration
     asked = "calibration" in split.model_fields_set  # left out, it is at most so many
@@ -194,13 +196,13 @@ def check_searched(searched: list[Searched], layout: ParallelLayout, info: Datas
 
 
 def check_recovery(own: Variant, layout: ParallelLayout, info: DatasetInfo, memory_bytes: int) -> list[str]:
-    """What is to be said of the recovery after pruning, where it does not run under the training's layout.
+    """What is to be said of the recovery after pruning or for a pack, where it leaves the training's layout.
 
     It is data-parallel over the same workers: a pruned model is small, and its widths need not divide any more.
     Raises SpecError if the batch does not divide over so many.
     """
     spec = own.spec
-    if not spec.prunes or layout.data == layout.size:
+    if not (spec.prunes or spec.packs) or layout.data == layout.size:
         return []
     parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
     try:
@@ -290,6 +292,13 @@ def plan_stages(
         stages.append(StagePlan(name="quantize", action="run", reason=f"{schemes} of each exported model"))
     else:
         stages.append(StagePlan(name="quantize", action="skip", reason="the spec has no compress.quantize"))
+    if not spec.packs:
+        stages.append(StagePlan(name="pack", action="skip", reason="the spec has no compress.pack"))
+    elif phases:
+        stages += [depends("share", "the search"), depends("pack", "the search")]
+    else:
+        stages.append(known("share", {"dataset": fingerprint, "parent": hashes["train"]}, pack_config(spec)))
+        stages.append(StagePlan(name="pack", action="run", reason="of the model that share gives, exported"))
     stages.append(StagePlan(name="measure", action="run", reason="validation split, through the exported files"))
     stages.append(StagePlan(name="test", action="run", reason="the dense and the selected artifact alone"))
     return stages

@@ -16,13 +16,16 @@ from jobs.layout import ParallelLayout
 from jobs.models.pretrained import located
 from jobs.records import StageManifest
 from jobs.requests import (
+    PACK_NAME,
     CandidateFile,
     ExportRequest,
     MeasureRequest,
+    PackRequest,
     PruneRequest,
     QuantizeRequest,
     Recipe,
     ScoreRequest,
+    ShareRequest,
     TrainRequest,
 )
 from jobs.spec import JobSpec
@@ -33,7 +36,8 @@ from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
 
 SCHEMA_VERSIONS = {"train": 1, "prune": 1, "export": 1, "quantize": 1, "measure": 1, "test": 1, "search": 1}
-RESIZABLE = ("train", "prune")
+SCHEMA_VERSIONS |= {"share": 1, "pack": 1}
+RESIZABLE = ("train", "prune", "share")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
@@ -55,6 +59,8 @@ class Model:
     float_manifest: StageManifest
     """Of the export of the float model that it is, or was quantized from."""
     recipe: dict[str, Any]
+    packed: bool = False
+    """The stage of `manifest` holds model.thpack too, which is the artifact, and model.onnx what it restores."""
 
 
 def train_config(spec: JobSpec) -> dict[str, Any]:
@@ -69,6 +75,10 @@ def train_config(spec: JobSpec) -> dict[str, Any]:
 
 def prune_config(spec: JobSpec) -> dict[str, Any]:
     return {"prune": spec.resolved()["compress"]["prune"]}
+
+
+def pack_config(spec: JobSpec) -> dict[str, Any]:
+    return {"pack": spec.resolved()["compress"]["pack"]}
 
 
 def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
@@ -224,6 +234,37 @@ class Stages:
             ),
         )
 
+    def share(self, spec: JobSpec, parent: StageManifest, name: str = "share") -> StageManifest:
+        section = spec.compress.pack
+        assert section is not None
+        return self._perform(
+            "share",
+            name,
+            inputs={"dataset": self.dataset.name, "parent": parent.hash},
+            config=pack_config(spec),
+            code=self.code,
+            work="jobs.compress.packing:share",
+            request=lambda folder: ShareRequest(
+                pack=section,
+                parent=self.folder(parent) / "model",
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
+                folder=folder,
+            ),
+        )
+
+    def pack(self, shared: StageManifest, exported: StageManifest, name: str = "pack") -> StageManifest:
+        return self._perform(
+            "pack",
+            name,
+            inputs={"model": shared.hash, "onnx": exported.hash},
+            config={},
+            work="jobs.compress.packing:pack",
+            request=lambda folder: PackRequest(
+                model=self.folder(shared) / "model", onnx=self.folder(exported) / "model.onnx", folder=folder
+            ),
+        )
+
     def export(self, spec: JobSpec, stored: StageManifest, name: str) -> StageManifest:
         normalize = spec.data.normalize
         return self._perform(
@@ -272,7 +313,10 @@ class Stages:
                         name=model.name,
                         file=self.folder(model.manifest) / "model.onnx",
                         float_file=self.folder(model.float_manifest) / "model.onnx",
-                        parity=model.manifest.result["parity"],
+                        parity=model.float_manifest.result["parity"]
+                        if model.packed
+                        else model.manifest.result["parity"],
+                        archive=self.folder(model.manifest) / PACK_NAME if model.packed else None,
                     )
                     for model in models
                 ),
@@ -353,4 +397,22 @@ class Stages:
                         },
                     )
                 )
+        if spec.compress.pack is not None:
+            models.append(self._packed(spec, dense, suffix))
         return models
+
+    def _packed(self, spec: JobSpec, dense: StageManifest, suffix: str) -> Model:
+        name = f"packed{suffix}"
+        shared = self.share(spec, dense, f"share{suffix}")
+        exported = self.export(spec, shared, f"export/{name}")
+        packed = self.pack(shared, exported, f"pack{suffix}")
+        return Model(
+            name=name,
+            parent=f"dense{suffix}",
+            stage="pack",
+            manifest=packed,
+            stored=shared,
+            float_manifest=exported,
+            recipe=pack_config(spec) | packed.result | {"centroids": shared.result["centroids"]},
+            packed=True,
+        )

@@ -134,7 +134,9 @@ def best_measured(measured: dict[str, Measurement], spec: JobSpec) -> Measuremen
     """What the spec would pick of a trial's files, the dense one apart: it is the same in every trial."""
     budget, pick = spec.compress.budget, spec.compress.pick
     dense = measured["dense"]
-    made = {name: m for name, m in measured.items() if name.startswith("pruned")} or measured
+    if pick == "fastest":  # never by a pack: it is as fast as the dense model, give or take noise
+        measured = {name: m for name, m in measured.items() if not name.startswith("packed")}
+    made = {name: m for name, m in measured.items() if not name.startswith("dense")} or measured
     sign = -1.0 if spec.metric_direction == "max" else 1.0
 
     def rank(item: tuple[str, Measurement]) -> tuple[float, float, str]:

@@ -28,12 +28,16 @@ def verdict(
     if artifact.name == dense.name:
         parts.append("the dense model that the others are measured against")
     else:
-        parts.append(gains(artifact.measurement, dense.measurement) or "nothing gained over the dense model")
+        timed = artifact.stage != "pack"
+        gained = gains(artifact.measurement, dense.measurement, timed=timed)
+        parts.append(gained or "nothing gained over the dense model")
+        if not timed:
+            parts.append("an archive: unpacked, it is a float model of the dense one's size and speed")
     if reasons:
         parts.append(f"out of budget: {', '.join(reasons)}")
     if artifact.name != dense.name:
         parent = parent_of(artifact, by_name, dense).measurement
-        if slower := _slower(artifact.measurement, parent):
+        if timed and (slower := _slower(artifact.measurement, parent)):
             parts.append(f"slower than its parent ({slower})")
         if artifact.measurement.bytes > parent.bytes:
             figures = format_apart(artifact.measurement.bytes, parent.bytes, format_bytes)
@@ -65,13 +69,16 @@ def judge_test(artifacts: Sequence[Artifact], *, selected: str, dense: str, budg
     )
 
 
-def gains(measurement: Measurement, dense: Measurement) -> str:
-    """What got smaller and faster than the dense model, and how its metric moved: `3.6× smaller, …`."""
+def gains(measurement: Measurement, dense: Measurement, *, timed: bool = True) -> str:
+    """What got smaller and faster than the dense model, and how its metric moved: `3.6× smaller, …`.
+
+    Without `timed`, nothing is said of speed.
+    """
     parts = []
     if 0 < measurement.bytes < dense.bytes:
         parts.append(f"{format_ratio(dense.bytes / measurement.bytes)} smaller")
     ours, theirs = p50(measurement), p50(dense)
-    if 0 < ours < theirs:
+    if timed and 0 < ours < theirs:
         parts.append(f"{format_ratio(theirs / ours)} faster")
     drop = metric_drop(measurement, dense)
     if drop is not None and (parts or drop < 0):

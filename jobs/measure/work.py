@@ -9,7 +9,7 @@ from jobs.data import Dataset
 from jobs.measure.artifacts import measure as measure_files
 from jobs.measure.metrics import interval
 from jobs.measure.session import predict_condensed
-from jobs.measure.size import macs
+from jobs.measure.size import compressed_bytes, macs
 from jobs.requests import MeasureRequest, ScoreRequest
 
 
@@ -32,6 +32,10 @@ def measure(context: Context, request: MeasureRequest) -> dict[str, Any] | None:
         num_threads=1,
         latency_s=request.latency_s,
     )
+    for candidate in request.candidates:
+        if candidate.archive is not None:
+            sizes = {"bytes": candidate.archive.stat().st_size, "bytes_zstd": compressed_bytes(candidate.archive)}
+            measured[candidate.name] = measured[candidate.name].model_copy(update=sizes)
     return {name: measurement.to_json() for name, measurement in measured.items()}
 
 

@@ -1,8 +1,8 @@
 """`compress:` and `export:`: how the winner is made small and fast, within what budget."""
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from jobs.section import Section, illegal, not_supported_yet
 
@@ -61,6 +61,43 @@ class Quantize(Section):
         return self
 
 
+class Sparsify(Section):
+    """The training in which the weights of a pack become zero, with the job's own batch size, loss and optimizer.
+
+    Its rate falls by cosine. In the first 60 % of the steps ever more weights are zero, then the model recovers.
+    """
+
+    epochs: int = Field(default=20, ge=0, le=10_000)
+    """0 sets them to zero at once, and leaves it at that."""
+    lr: float | None = Field(default=None, gt=0.0, le=100.0)
+    """Peak rate; default: twice the training's own."""
+    distill: Distill | None = Distill()
+
+
+class Finetune(Section):
+    """The training of a pack's codebooks, biases and normalizations, distilled likewise; its rate falls too."""
+
+    epochs: int = Field(default=3, ge=0, le=10_000)
+    lr: float | None = Field(default=None, gt=0.0, le=100.0)
+    """Peak rate; default: half the training's own."""
+
+
+class Pack(Section):
+    """An archive for storage and transfer (Han, Mao & Dally 2016): few weights, from a small codebook a layer.
+
+    It is made of the dense model, as an artifact of its own, and restores an ordinary float model bit for bit.
+    """
+
+    sparsity: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Share of the weights of all convolutions and linear layers, together, that become zero."""
+    codebook_bits: int = Field(default=5, ge=1, le=8)
+    """A layer has at most 2^bits values beside zero."""
+    conv_bits: int | None = Field(default=None, ge=1, le=8)
+    """The same for convolutions; default: codebook_bits."""
+    recover: Sparsify = Sparsify()
+    finetune: Finetune = Finetune()
+
+
 class Budget(Section):
     """What a selected artifact must keep to. Measured on the validation split, through the exported file."""
 
@@ -76,16 +113,10 @@ class Budget(Section):
 class Compress(Section):
     prune: Prune | None = None
     quantize: Quantize | None = None
-    pack: dict[str, Any] | None = None
+    pack: Pack | None = None
+    """Of the dense model, whatever else is made of it."""
     budget: Budget = Budget()
     pick: Literal["smallest", "fastest", "most_accurate"] = "smallest"
-
-    @field_validator("pack")
-    @classmethod
-    def _later(cls, value: Any) -> Any:
-        if value is not None:
-            raise not_supported_yet("compress.pack")
-        return value
 
 
 class Export(Section):

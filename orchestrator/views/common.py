@@ -13,8 +13,8 @@ from orchestrator.units import PERCENT_METRICS, format_change
 
 Row = TypeVar("Row")
 
-STAGE_WORDS = {"dense": "dense", "prune": "pruned", "quantize": "quantized"}
-STAGE_SHAPES = {"dense": "circle", "prune": "diamond", "quantize": "square"}
+STAGE_WORDS = {"dense": "dense", "prune": "pruned", "quantize": "quantized", "pack": "packed"}
+STAGE_SHAPES = {"dense": "circle", "prune": "diamond", "quantize": "square", "pack": "triangle"}
 
 
 @dataclass(frozen=True)

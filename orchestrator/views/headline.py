@@ -82,11 +82,12 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
         return Markup("{}, the dense model{}: {} {} on validation{}.").format(
             name, others, subject.metric, figure, tail
         )
+    packed = selected.stage == "pack"  # unpacked it is a float model as the dense one, whatever a clock says
     parts = [
         Markup("<b>{}</b> {}").format(format_ratio(ratio if ratio >= 1 else 1 / ratio), better if ratio >= 1 else worse)
         for ratio, better, worse in (
             (_ratio(dense.measurement.bytes, measured.bytes), "smaller", "bigger"),
-            (_ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
+            (None if packed else _ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
         )
         if ratio is not None
     ]
@@ -110,7 +111,13 @@ def _tiles(report: RunReport, subject: Subject) -> tuple[Tile, ...]:
     tiles = [
         _metric_tile(report, subject, selected),
         _tile("File", measured.bytes, parent.bytes, format_bytes, ("smaller", "bigger")),
-        _tile("Latency, batch 1, p50", p50(measured), p50(parent), format_ms, ("faster", "slower")),
+        _tile(
+            f"Latency, batch 1, p50{', unpacked' * (selected.stage == 'pack')}",
+            p50(measured),
+            p50(parent),
+            format_ms,
+            ("faster", "slower"),
+        ),
         _tile("Parameters", measured.params, parent.params, format_count, ("fewer", "more")),
         _tile("MACs a sample", measured.macs, parent.macs, format_count, ("fewer", "more")),
     ]
