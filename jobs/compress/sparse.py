@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 UPDATE_EVERY = 32
 """Steps between two looks at the magnitudes, while the sparsity grows."""
-RAMP = 0.6
+RAMP = 0.4
 """The share of the steps in which it grows; in the rest the masks stay as they are."""
 
 
@@ -50,7 +50,7 @@ def mask_weights(module: nn.Module) -> None:
 
 
 def bake_weights(module: nn.Module) -> None:
-    """Makes plain weights of what masks or codebooks compute. In place."""
+    """Makes plain weights of what masks or codebooks compute. In place; copies share its layers' classes, and break."""
     for layer in list(module.modules()):
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

@@ -64,7 +64,7 @@ class Quantize(Section):
 class Sparsify(Section):
     """The training in which the weights of a pack become zero, with the job's own batch size, loss and optimizer.
 
-    Its rate falls by cosine. In the first 60 % of the steps ever more weights are zero, then the model recovers.
+    Its rate falls by cosine. In the first 40 % of the steps ever more weights are zero, then the model recovers.
     """
 
     epochs: int = Field(default=20, ge=0, le=10_000)

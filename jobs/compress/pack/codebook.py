@@ -80,6 +80,13 @@ def fixed_levels(values: Floats) -> tuple[int, npt.NDArray[np.int64]] | None:
     return None
 
 
+def as_half(values: Floats) -> bytes | None:
+    """The values in half precision, if that is exact."""
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    return half.tobytes() if same(half.astype(np.float32), values) else None
+
+
 def from_levels(levels: npt.NDArray[np.int64], exponent: int) -> Floats:
     return (levels * 2.0**exponent).astype(np.float32)
 
@@ -101,9 +108,9 @@ def write_entries(plain: ByteWriter, coder: Coder, entries: Floats) -> None:
         plain.byte(Entries.FIXED)
         write_exponent(plain, fixed[0])
         _code_levels(coder, set(fixed[1].tolist()))
-    elif same(entries.astype(np.float16).astype(np.float32), entries):
+    elif (half := as_half(entries)) is not None:
         plain.byte(Entries.HALF)
-        plain.put(entries.astype("<f2").tobytes())
+        plain.put(half)
     else:
         plain.byte(Entries.FLOAT)
         plain.put(entries.astype("<f4").tobytes())

@@ -75,6 +75,12 @@ class Writer:
 
     def finish(self) -> bytes:
         """All bytes; zeros at the end are left out, since a reader takes them to be there."""
+        # Of all numbers that would do, the one with the most zeros at its end.
+        for place in range(32, -1, -1):
+            rounded = (self._low + (1 << place) - 1) >> place << place
+            if rounded < self._low + self._range:
+                self._low = rounded
+                break
         for _ in range(5):
             self._shift()
         return bytes(self._bytes).rstrip(b"\0")

@@ -1,8 +1,8 @@
 """Where the values of a sparse tensor lie, by the range coder.
 
-A plain bitmap costs the entropy of its density. But in a pruned layer some inputs and some outputs keep far more weights
-than others, so what is known of a place's line and row tells more: each place is coded by a chance of its own for each
-combination of the two.
+A plain bitmap costs the entropy of its density. But in a pruned layer some inputs and some outputs keep far more
+weights than others. So a place is coded by what was seen of its line and of its column: each combination of the two has
+a chance of its own.
 """
 
 from jobs.compress.pack.coder import ONE, Chance, Coder

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from jobs.compress.pack.codebook import (
     Codebook,
     Floats,
+    as_half,
     code_indices,
     find_codebook,
     fixed_levels,
     from_levels,
     read_entries,
     read_exponent,
-    same,
     write_entries,
     write_exponent,
 )
@@ -78,9 +78,9 @@ class TensorWriter:
                 for level in fixed[1].tolist():
                     self.levels.number(self.coder, level + 128)
                 return None
-            if same(_half(values).astype(np.float32), values):
+            if (half := as_half(values)) is not None:
                 self.plain.byte(Kind.HALF)
-                return self.plain.put(_half(values).astype("<f2").tobytes())
+                return self.plain.put(half)
         self.plain.byte(Kind.RAW)
         return self.plain.put(content)
 
@@ -184,8 +184,3 @@ def _filled(count: int, entries: Floats, positions: npt.NDArray[np.int64], indic
     values = np.zeros(count, "<f4")
     values[positions] = entries[indices]
     return values.tobytes()
-
-
-def _half(values: Floats) -> npt.NDArray[np.float16]:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16)

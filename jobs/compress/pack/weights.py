@@ -2,7 +2,8 @@
 
 An exporter takes most tensors as they are. It transposes some, and computes batch normalization into the layer before
 (W · scale/√(variance + ε), and likewise the bias): both are done again here, in float32 and in the same order, so
-every bit comes out the same. That it does is seen when a pack is made: what these rules do not give is stored on its own.
+every bit comes out the same. Whether it does is seen when a pack is made: what these rules do not give is stored on its
+own.
 """
 
 from collections.abc import Iterator
