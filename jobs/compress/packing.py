@@ -113,7 +113,7 @@ class _Training:
         result = fit(
             module,
             self.dataset,
-            _recipe(self.request.recipe, epochs, lr),
+            _recipe(self.request.recipe.of_size(self.context.size), epochs, lr),
             self.context,
             label=f"pack: {name}",
             checkpoints=self.checkpoints / name,
