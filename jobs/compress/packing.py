@@ -43,9 +43,7 @@ def share(context: Context, request: ShareRequest) -> dict[str, Any]:
         mask_weights(module)
         if section.recover.epochs:
             hide = GradualPruning(section.sparsity)
-            pruned = training.run(
-                module, "prune", section.recover.epochs, section.recover.lr or 2.0 * training.lr, hide
-            )
+            pruned = training.run(module, "prune", section.recover.epochs, section.recover.lr or training.lr, hide)
             if pruned is None:
                 return {"stopped": True}
             module = pruned

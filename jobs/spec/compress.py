@@ -70,7 +70,7 @@ class Sparsify(Section):
     epochs: int = Field(default=20, ge=0, le=10_000)
     """0 sets them to zero at once, and leaves it at that."""
     lr: float | None = Field(default=None, gt=0.0, le=100.0)
-    """Peak rate; default: twice the training's own."""
+    """Peak rate; default: the training's own."""
     distill: Distill | None = Distill()
 
 
