@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from jobs.compress.pack import FILES, pack_files, unpack
-from jobs.compress.sharing import round_shared, share_weights
+from jobs.compress.sharing import round_shared, settle_norms, share_weights
 from jobs.compress.sparse import GradualPruning, bake_weights, hide_smallest, mask_weights, weight_of, weighted_layers
 from jobs.context import Context
 from jobs.data import Dataset
@@ -59,6 +59,7 @@ def share(context: Context, request: ShareRequest) -> dict[str, Any]:
         if tuned is None:
             return {"stopped": True}
         module = tuned
+    settle_norms(module)
     round_shared(module)
     bake_weights(module)
     if context.rank == 0:

@@ -11,7 +11,7 @@ from torch import nn
 from jobs import data
 from jobs.compress.pack import restore, unpack
 from jobs.compress.packing import pack, share
-from jobs.compress.sharing import cluster, fixed_point, round_shared, share_weights
+from jobs.compress.sharing import cluster, fixed_point, round_shared, settle_norms, share_weights
 from jobs.compress.sparse import (
     GradualPruning,
     bake_weights,
@@ -176,6 +176,20 @@ def test_rounded_values_are_few_and_near() -> None:
     share_weights(model, 3, 3)
     round_shared(model)
     assert all((p == p.half()).all() for p in model.parameters())
+
+
+def test_statistics_of_batch_normalization_move_into_scale_and_shift() -> None:
+    model = perceptron()
+    for _ in range(20):
+        model(3.0 + 2.0 * torch.randn(64, 20))
+    model.eval()
+    x = torch.randn(8, 20)
+    before = model(x)
+    settle_norms(model)
+    assert torch.allclose(model(x), before, atol=1e-4)
+    norm = model[1]
+    assert (norm.running_mean == 0).all()
+    assert (norm.running_var == 1).all()
 
 
 def test_a_model_is_shared_packed_and_restored(digits: Dataset, dense: Path, tmp_path: Path) -> None:
