@@ -7,6 +7,7 @@
     │   ├── TrainingDiverged a loss became NaN or infinite
     │   ├── WorkerLost       a worker process died or went silent
     │   ├── QuantizationFailed  a scheme does not suit the model
+    │   ├── FactorizationFailed  no layer gets cheaper by a low rank
     │   ├── ArtifactError    a model file is damaged or does not match
     │   ├── BudgetUnmet      `compress.budget.required` and nothing fits
     │   └── StorageError     the disk is full, or a write failed
@@ -98,6 +99,10 @@ class WorkerLost(JobFailed):
 
 class QuantizationFailed(JobFailed):
     """A quantization scheme found nothing to quantize, or gave a file that does not work."""
+
+
+class FactorizationFailed(JobFailed):
+    """No layer of a model would need fewer multiplications with a low rank."""
 
 
 class ArtifactError(JobFailed):

@@ -120,7 +120,7 @@ class Measurement(Record):
 class Artifact(Record):
     name: str
     parent: str | None
-    stage: Literal["dense", "prune", "quantize", "pack"]
+    stage: Literal["dense", "prune", "low_rank", "quantize", "pack"]
     recipe: dict[str, Any]
     files: tuple[FileRecord, ...]
     measurement: Measurement
@@ -239,6 +239,8 @@ class BlockSummary(Record):
     split_activations: int = 0
     tensor_values: int = 0
     """Values, for one sample, that tensor peers sum or gather in the forward pass; as many again in the backward."""
+    tensor_sums: int = 0
+    """How many such sums there are."""
 
 
 class ModelSummary(Record):

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
-from jobs.spec.compress import Pack, Prune
+from jobs.spec.compress import LowRank, Pack, Prune
 from jobs.spec.data import Data
 from jobs.spec.train import Train
 
@@ -68,6 +68,22 @@ class PruneRequest:
     """
 
     prune: Prune
+    parent: Path
+    recipe: Recipe
+    dataset: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class LowRankRequest:
+    """
+    Attributes:
+        parent: folder of the dense model, or of the pruned one.
+        recipe: as in PruneRequest.
+        folder: where to write; a recovery that was broken off there is taken up again.
+    """
+
+    low_rank: LowRank
     parent: Path
     recipe: Recipe
     dataset: Path
@@ -146,6 +162,8 @@ class MeasureRequest:
     split: str
     latency_s: float
     """Seconds of timing for each file."""
+    folder: Path
+    """Where the workers' shares of the outputs meet; a new one for each attempt."""
 
 
 @dataclass(frozen=True)
@@ -155,3 +173,39 @@ class ScoreRequest:
     normalize: str
     metric: str
     split: str
+    folder: Path
+    """As of MeasureRequest."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """
+    Attributes:
+        file: the ONNX file.
+        samples: a .npy file of encoded samples (n, *input_shape).
+        last_code: of a language model, the last code that is a token: each text's next token and its probability are
+            kept of the outputs, (n, 2). None: all outputs are kept.
+        folder: where the workers' shares meet, each under `outputs`; a new one for each attempt.
+    """
+
+    file: Path
+    samples: Path
+    last_code: int | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class DividedPredictRequest:
+    """As PredictRequest, with a model that is divided over the workers.
+
+    Attributes:
+        model: the folder of the stored model.
+        block_costs: of its blocks; the stages of a pipeline are balanced by them.
+    """
+
+    model: Path
+    layout: ParallelLayout
+    block_costs: tuple[int, ...]
+    samples: Path
+    last_code: int | None
+    folder: Path

@@ -91,9 +91,14 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
     curves: dict[str, list[dict[str, Any]]] = {}
     for model in models:
         if model.stage != "quantize":
-            name = {"dense": "train", "prune": "recover", "pack": "recover/packed"}[model.stage]
-            suffix = model.name.removeprefix("dense").removeprefix("pruned").removeprefix("packed")
-            curves[name + suffix] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
+            word, prefix = {
+                "dense": ("train", "dense"),
+                "prune": ("recover", "pruned"),
+                "low_rank": ("recover/lowrank", "lowrank"),
+                "pack": ("recover/packed", "packed"),
+            }[model.stage]
+            name = word + model.name.removeprefix(prefix)
+            curves[name] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
     return curves
 
 

@@ -42,13 +42,37 @@ RayUrl = Annotated[str | None, typer.Option("--ray", help="Ray's dashboard addre
 
 
 @app.command()
-def plan(spec: Spec, runs: Runs = "runs", overrides: Overrides = None, as_json: Json = False) -> None:
-    """Show the resolved plan: defaults, stages, layout, memory, DeepSpeed config, demand. Changes nothing."""
+def plan(
+    spec: Spec,
+    runs: Runs = "runs",
+    overrides: Overrides = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="A profile: plan for that cluster, which need not be here.", metavar="PROFILE")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="With --cluster: the alternatives alone, in Markdown.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the resolved plan: defaults, stages, layout, memory, DeepSpeed config, demand. Changes nothing.
+
+    With --cluster: the layout with the shortest step on that cluster, its time, memory and traffic.
+    """
     from jobs.spec import JobSpec
     from orchestrator.plan import plan_job
     from orchestrator.plan_text import plan_lines
     from orchestrator.runs import Storage
 
+    if cluster is not None:
+        from orchestrator.cluster_plan import load_and_plan
+        from orchestrator.cluster_text import alternatives_table, cluster_lines
+
+        elsewhere = load_and_plan(spec, overrides or [], cluster, Storage.at(runs))
+        lines = [alternatives_table(elsewhere)] if table else cluster_lines(elsewhere)
+        _print(elsewhere.to_json(), lines, as_json)
+        return
+    if table:
+        raise SpecError.at("--table", "the table is that of a plan for a cluster", allowed="with --cluster PROFILE")
     found = plan_job(JobSpec.load(spec, overrides), Storage.at(runs))
     _print(found.to_json(), plan_lines(found), as_json)
 
@@ -130,13 +154,29 @@ def verify(
 def predict(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.", metavar="ARTIFACT")],
     data: Annotated[Path, typer.Option("--data", help=_SAMPLES)],
+    out: Annotated[Path | None, typer.Option(help="Write a file instead: .jsonl, .csv or .parquet.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Spread the samples over so many workers; default: here.")] = None,
+    tensor: Annotated[int, typer.Option(help="Divide each layer over so many workers.")] = 1,
+    pipeline: Annotated[int, typer.Option(help="Divide the blocks over so many workers.")] = 1,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Predict for new samples: one line each, or a JSON array. A language model gives each text's next token."""
-    from orchestrator import artifacts
+    from orchestrator import predicted, prediction
+    from orchestrator.progress import prediction_progress
 
-    predictions = artifacts.predict_with(artifact, data)
-    _print(predictions, [artifacts.prediction_line(row) for row in predictions], as_json)
+    if out is not None:
+        predicted.check_out(out)
+    spread = prediction.Spread(workers, tensor, pipeline, address)
+    with prediction_progress(sys.stderr, quiet=as_json) as listener:
+        scratch = out.absolute().parent if out is not None and address is not None else None
+        found = prediction.predict_with(artifact, data, spread, scratch=scratch, on_event=listener)
+    if out is None:
+        rows = list(found)
+        _print(rows, [predicted.prediction_line(row) for row in rows], as_json)
+        return
+    predicted.write_predictions(found, out)
+    _print({"out": str(out), "predictions": len(found)}, [f"{len(found)} predictions: {out}"], as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import islice
 
 from jobs.errors import SpecError
@@ -42,20 +43,29 @@ class LayoutChoice:
 
 @dataclass(frozen=True)
 class Variant:
-    """A spec that the chosen layout must serve: the job's own, or one that its search may try."""
+    """A spec that the chosen layout must serve: the job's own, or one that its search may try.
+
+    Attributes:
+        here: whether it is to run on this machine, and not on one of which only a profile is known.
+    """
 
     spec: JobSpec
     model: ModelSummary
+    here: bool = True
 
-    def share(self, layout: ParallelLayout) -> BatchShare:
-        """Raises SpecError if the layout is not legal for it, or its batch does not divide."""
+    def share(self, layout: ParallelLayout, micro_batch: int | None = None) -> BatchShare:
+        """Raises SpecError if the layout is not legal for it, or its batch does not divide.
+
+        Args:
+            micro_batch: default: the spec's own.
+        """
         asked = self.spec.layout if isinstance(self.spec.layout, Layout) else None
         setting = self.spec.layout_setting.of(self.model)
-        if layout.offload == "nvme":
+        if layout.offload == "nvme" and self.here:
             setting = replace(setting, async_io=can_build_async_io())
         if problem := refusal(layout, setting):
             raise SpecError([problem])
-        micro_batch = asked.micro_batch if asked else None
+        micro_batch = micro_batch or (asked.micro_batch if asked else None)
         batch = self.spec.train.batch_size
         return share_batch(batch, layout.data, micro_batch, self.model.norm_group, layout.pipeline)
 
@@ -160,11 +170,18 @@ def relative_work(model: ModelSummary, layout: ParallelLayout, share: BatchShare
     if model.macs == 0 or layout.size == layout.data:
         return 1.0
     turns = share.accumulation + layout.pipeline - 1
-    slowest = max(
-        sum(block.macs - block.split_macs + block.split_macs / layout.tensor for block in model.blocks[bounds])
-        for bounds in (slice(stage.start, stage.stop) for stage in stages_of(model, layout.pipeline))
-    )
+    slowest = max(stage_macs(model, layout.tensor, layout.pipeline))
     return turns / share.accumulation * slowest * layout.tensor * layout.pipeline / model.macs
+
+
+@lru_cache(maxsize=256)
+def stage_macs(model: ModelSummary, tensor: int, pipeline: int) -> tuple[float, ...]:
+    """Multiply-accumulates for a sample, of a worker of each stage: tensor peers compute alike what is not divided."""
+    stages = stages_of(model, pipeline) if pipeline > 1 else (range(len(model.blocks)),)
+    return tuple(
+        sum(block.macs - block.split_macs + block.split_macs / tensor for block in model.blocks[part.start : part.stop])
+        for part in stages
+    )
 
 
 def bubble(pipeline: int, accumulation: int) -> float:

@@ -1,6 +1,6 @@
 """One job from its spec to its report: every stage, top to bottom.
 
-prepare → search | train → (search of compression keys) → prune → export → quantize → pack → measure
+prepare → search | train → (search of compression keys) → prune → low_rank → export → quantize → pack → measure
 → select → test → report
 """
 
@@ -19,11 +19,13 @@ from jobs.spec import JobSpec
 from jobs.spec.search import Phase
 from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
+from orchestrator.family import family
 from orchestrator.layouts import planned_layouts
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
 from orchestrator.selection import Selection, best_compression, best_trials, select
-from orchestrator.stages import SCHEMA_VERSIONS, Model, Stages, search_config
+from orchestrator.stage_configs import SCHEMA_VERSIONS, search_config
+from orchestrator.stages import Model, Stages
 from orchestrator.verdict import judge_test
 
 
@@ -96,12 +98,12 @@ def _make(job: Job, winner: Winner) -> list[Model]:
         chosen = best_compression(trials, pick=spec.compress.pick, metric_direction=spec.metric_direction)
         if chosen:
             spec = spec.replace(chosen.params)
-    return job.stages.family(spec, dense, suffix)
+    return family(job.stages, spec, dense, suffix)
 
 
 def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Trial]:
     """A phase of the search, as a stage: its finished trials are its result."""
-    from orchestrator.search import SearchTask, keep, run_search
+    from orchestrator.search import SearchTask, run_search
 
     assert base.search is not None
     num_trials = base.search.num_trials(phase)
@@ -114,7 +116,6 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
         job.run.event("search_started", phase=phase, stage=name, trials=num_trials, direction=base.metric_direction)
 
         def on_trial(trial: Trial) -> None:
-            keep(folder, trial)
             job.run.event("trial", stage=name, **trial.to_json())
 
         task = SearchTask(

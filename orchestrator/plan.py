@@ -14,17 +14,26 @@ from jobs.errors import SpecError
 from jobs.layout import ParallelLayout, share_batch
 from jobs.models.factory import inspect_factory
 from jobs.models.pretrained import digest_folder
-from jobs.models.registry import packable, prunable, summarize
+from jobs.models.registry import summarize
 from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
 from jobs.spec.model import ForeignModel, HuggingFaceModel
+from jobs.spec.space import probes
 from jobs.spec.train import Layout
 from jobs.train.config import deepspeed_config
 from jobs.train.memory import estimate, sample_bytes
+from orchestrator.compression import check_compression, check_pruning_memory, check_rounding
 from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
-from orchestrator.stages import SCHEMA_VERSIONS, pack_config, prune_config, search_config, train_config
+from orchestrator.stage_configs import (
+    SCHEMA_VERSIONS,
+    low_rank_config,
+    pack_config,
+    prune_config,
+    search_config,
+    train_config,
+)
 
 
 def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None) -> JobPlan:
@@ -50,6 +59,7 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
             "layout_invariant: false: the model has layers of your own; where they look at the micro-batch (stock "
             "batch normalization, dropout), another number of workers gives slightly different losses"
         ]
+    warnings += spec.search.remarks() if spec.search else []
     hashes = {"dataset": fingerprint, "code": code}
     return JobPlan(
         spec=spec.resolved(),
@@ -95,7 +105,8 @@ def choose_layouts(spec: JobSpec, info: DatasetInfo, model: ModelSummary, memory
         try:
             choice = choose_layout(own, info, memory_bytes, variants=[each.variant for each in searched])
             check_searched(searched, choice.layout, info)
-            more = check_recovery(own, choice.layout, info, memory_bytes)
+            check_pruning_memory(sized, model, choice.layout, memory_bytes)
+            more = check_recovery(own, choice.layout, info, memory_bytes) + check_rounding(sized, info, choice.layout)
         except SpecError as error:
             refusals.append(error)
         else:
@@ -124,10 +135,7 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
             list(weights),
             f"{num_classes} weights, in label order",
         )
-    if spec.prunes and (reason := prunable(spec.model)):
-        raise SpecError.at("compress.prune", f"model {spec.model.name} can't be pruned: {reason}", None, "null")
-    if spec.packs and (reason := packable(spec.model, info.signature)):
-        raise SpecError.at("compress.pack", f"model {spec.model.name} can't be packed: {reason}", None, "null")
+    check_compression(spec, info)
     split = spec.data.split
     calibration = split.calibration
     asked = "calibration" in split.model_fields_set  # left out, it is at most so many
@@ -169,17 +177,18 @@ def searched_variants(spec: JobSpec, info: DatasetInfo, model: ModelSummary) -> 
     A model that is not ours is taken as it is: what its own arguments do is seen when it is built.
     """
 
-    def variant(key: str, value: Any) -> Variant:
-        trial = spec.replace({key: value})
+    def variant(key: str, values: dict[str, Any]) -> Variant:
+        trial = spec.replace(values)
         if isinstance(trial.model, ForeignModel) or not key.startswith("model."):
             return Variant(trial, model)
         return Variant(trial, summarize(trial.model, info.signature))
 
+    space = spec.search.space if spec.search else {}
     return [
-        Searched(key, value, variant(key, value))
-        for key, dimension in (spec.search.space.items() if spec.search else ())
+        Searched(key, values[key], variant(key, values))
+        for key in space
         if key in ("train.batch_size", "train.precision") or key.startswith("model.args.")
-        for value in dimension.probes
+        for values in probes(space, key)
     ]
 
 
@@ -196,13 +205,13 @@ def check_searched(searched: list[Searched], layout: ParallelLayout, info: Datas
 
 
 def check_recovery(own: Variant, layout: ParallelLayout, info: DatasetInfo, memory_bytes: int) -> list[str]:
-    """What is to be said of the recovery after pruning or for a pack, where it leaves the training's layout.
+    """What is to be said of the recovery after pruning, low rank or for a pack, where it leaves the training's layout.
 
     It is data-parallel over the same workers: a pruned model is small, and its widths need not divide any more.
     Raises SpecError if the batch does not divide over so many.
     """
     spec = own.spec
-    if not (spec.prunes or spec.packs) or layout.data == layout.size:
+    if not (spec.prunes or spec.compress.low_rank or spec.packs) or layout.data == layout.size:
         return []
     parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
     try:
@@ -286,6 +295,13 @@ def plan_stages(
     else:
         inputs = {"dataset": fingerprint, "parent": hashes["train"]}
         stages.append(known("prune", inputs, prune_config(spec)))
+    if spec.compress.low_rank is None:
+        stages.append(StagePlan(name="low_rank", action="skip", reason="the spec has no compress.low_rank"))
+    elif phases:
+        stages.append(depends("low_rank", "the search"))
+    else:
+        inputs = {"dataset": fingerprint, "parent": hashes["prune" if spec.prunes else "train"]}
+        stages.append(known("low_rank", inputs, low_rank_config(spec)))
     stages.append(StagePlan(name="export", action="run", reason="for each model that the stages before give"))
     if spec.compress.quantize:
         schemes = ", ".join(spec.compress.quantize.schemes)

@@ -72,6 +72,8 @@ def describe(event: dict[str, Any]) -> str:
                 for k, v in event["params"].items()
             )
             return f"trial {event['number']}: {event['state']}{cause}, {shown}{event['epochs']} epochs; {params}"
+        case "protected":
+            return f"left whole, since pruning costs the most there: {', '.join(event['layers'])}"
         case "resize":
             return f"{event['stage']}: goes on with {event['workers']} worker{'s' * (event['workers'] != 1)}"
         case "warning":
@@ -210,3 +212,49 @@ def progress_on(out: TextIO, *, quiet: bool) -> Iterator[Any]:
             yield live
     else:
         yield PlainProgress(out)
+
+
+def _restarted(event: dict[str, Any]) -> str:
+    return f"predict: a worker was lost ({event['cause']}); starting again" if event["event"] == "restart" else ""
+
+
+class PlainPrediction:
+    """A line now and then of how far a long prediction is."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.started = self.spoke = time.monotonic()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        now = time.monotonic()
+        line = _restarted(event) or describe(event)
+        if event["event"] == "predicted" and now - self.spoke >= self.EVERY_S:
+            line = f"predict: {event['done'] / max(1, event['total']):.0%}"
+        if not line:
+            return
+        self.spoke = now
+        self.out.write(f"[{now - self.started:7.1f} s] {line}\n")
+        self.out.flush()
+
+
+@contextmanager
+def prediction_progress(out: TextIO, *, quiet: bool) -> Iterator[Any]:
+    """A listener for a prediction's events: a bar on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet or not out.isatty():
+        yield PlainPrediction(out) if not quiet else lambda event: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(file=out), transient=True) as bar:
+        task = bar.add_task("predicting", total=None)
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "predicted":
+                bar.update(task, completed=event["done"], total=event["total"])
+            elif described := _restarted(event) or describe(event):
+                bar.console.print(f"  {described}", highlight=False, markup=False)
+
+        yield listen

@@ -33,7 +33,7 @@ from jobs.layout import ParallelLayout
 from jobs.records import Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
-from orchestrator.runs import Storage, read_lines
+from orchestrator.runs import Storage
 from orchestrator.stages import Stages
 from orchestrator.study import Study
 from orchestrator.trials import TrialTask, failed_trial, run_trial
@@ -166,19 +166,21 @@ class TrialActor(tune.Trainable):
 class _Asker(Searcher):
     """Tune's view of the study: suggests, and books what became of the trials."""
 
-    def __init__(self, task: SearchTask, study: Study, finished: list[Trial], total: int) -> None:
+    def __init__(self, task: SearchTask, study: Study) -> None:
         super().__init__(metric="metric", mode=task.base.metric_direction)
-        self.task, self.study, self.finished, self.total = task, study, finished, total
-        self.started = len(finished)
+        self.task, self.study = task, study
         self.live: dict[str, TrialTask] = {}
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.since: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.started >= self.total or self.task.should_stop():
+        if self.task.should_stop():
             return Searcher.FINISHED
-        number, params = self.study.ask(self.started)
-        self.started += 1
+        while (asked := self.study.ask()) is not None and asked.repeated is not None:
+            self.task.on_trial(asked.repeated)
+        if asked is None:
+            return Searcher.FINISHED
+        number, params = asked.number, asked.params
         self.live[trial_id] = TrialTask(number, self.task.phase, params)
         self.curves[trial_id], self.since[trial_id] = [], time.monotonic()
         self.task.on_event({"event": "trial_started", "phase": self.task.phase, "trial": number, "params": params})
@@ -215,9 +217,7 @@ class _Asker(Searcher):
                 steps=last["step"],
                 epochs=len(curve),
             )
-        self.study.tell(trial)
-        self.finished.append(trial)
-        self.task.on_trial(trial)
+        self.task.on_trial(self.study.tell(trial))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its whole configuration into its folder. What it writes is never read: see Study.
@@ -242,12 +242,10 @@ def run_search(task: SearchTask) -> list[Trial]:
         JobFailed: every trial failed; the causes are counted.
         Interrupted: `should_stop` asked for an early end.
     """
-    search, phase = task.search, task.phase
-    total = search.num_trials(phase)
-    finished = _finished(task.folder)
-    study = Study(task.base, phase, task.folder)
-    if len(finished) < total:
-        _tune(task, study, finished, total)
+    study = Study(task.base, task.phase, task.folder)
+    if len(study.finished) < study.total:
+        _tune(task, study)
+    finished = study.finished
     if task.should_stop():
         raise Interrupted("the search was stopped; finished trials are kept")
     if not any(trial.state == "completed" for trial in finished):
@@ -257,15 +255,16 @@ def run_search(task: SearchTask) -> list[Trial]:
         counted = "; ".join(f"{count} × {cause}" for cause, count in sorted(causes.items(), key=lambda i: -i[1]))
         shutil.rmtree(task.folder)  # nothing worth keeping: the next attempt begins anew
         raise JobFailed(f"none of the {len(finished)} trials completed: {counted}")
-    return sorted(finished, key=lambda trial: trial.number)
+    return finished
 
 
-def _tune(task: SearchTask, study: Study, finished: list[Trial], total: int) -> None:
+def _tune(task: SearchTask, study: Study) -> None:
     base, search = task.base, task.search
+    left = study.total - len(study.finished)
     resources = base.resources
     workers = bundles(base.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
-    concurrency = max(1, min(search.concurrency or task.slots, task.slots, total - len(finished)))
-    asker = _Asker(task, study, finished, total)
+    concurrency = max(1, min(search.concurrency or task.slots, task.slots, left))
+    asker = _Asker(task, study)
     shared = {
         "spec": base.document(),
         "phase": task.phase,
@@ -286,7 +285,7 @@ def _tune(task: SearchTask, study: Study, finished: list[Trial], total: int) -> 
         tune_config=tune.TuneConfig(
             search_alg=asker,
             scheduler=_scheduler(base, task.phase),
-            num_samples=total - len(finished),
+            num_samples=left,
             max_concurrent_trials=concurrency,
             reuse_actors=True,
         ),
@@ -347,14 +346,3 @@ def _scheduler(spec: JobSpec, phase: Phase) -> TrialScheduler:
         grace_period=search.grace_epochs,
         reduction_factor=3,
     )
-
-
-def keep(folder: Path, trial: Trial) -> None:
-    """Appends a finished trial; the file survives the driver."""
-    with (folder / "trials.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(trial.to_json()) + "\n")
-        file.flush()
-
-
-def _finished(folder: Path) -> list[Trial]:
-    return [Trial.from_json(document) for document in read_lines(folder / "trials.jsonl")]

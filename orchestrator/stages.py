@@ -1,17 +1,19 @@
-"""Every stage once: what its hash covers, and which work does it. The pipeline and the trials call the same ones.
+"""Every stage once: what goes into it, and which work does it. The pipeline and the trials call the same ones.
 
 A stage whose manifest is there is not run again, whoever made it: the training of a trial is the training of the
 winner.
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.workers import WorkerGroup, run_work
 from jobs.context import WorkRef
-from jobs.errors import Interrupted, QuantizationFailed, WorkerLost
+from jobs.errors import Interrupted, WorkerLost
 from jobs.layout import ParallelLayout
 from jobs.models.pretrained import located
 from jobs.records import StageManifest
@@ -19,6 +21,7 @@ from jobs.requests import (
     PACK_NAME,
     CandidateFile,
     ExportRequest,
+    LowRankRequest,
     MeasureRequest,
     PackRequest,
     PruneRequest,
@@ -29,15 +32,12 @@ from jobs.requests import (
     TrainRequest,
 )
 from jobs.spec import JobSpec
-from jobs.spec.model import HuggingFaceModel
-from jobs.spec.search import Phase
 from jobs.spec.train import Layout, Retry
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
+from orchestrator.stage_configs import SCHEMA_VERSIONS, low_rank_config, pack_config, prune_config, train_config
 
-SCHEMA_VERSIONS = {"train": 1, "prune": 1, "export": 1, "quantize": 1, "measure": 1, "test": 1, "search": 1}
-SCHEMA_VERSIONS |= {"share": 1, "pack": 1}
-RESIZABLE = ("train", "prune", "share")
+RESIZABLE = ("train", "prune", "low_rank", "share")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
@@ -63,32 +63,9 @@ class Model:
     """The stage of `manifest` holds model.thpack too, which is the artifact, and model.onnx what it restores."""
 
 
-def train_config(spec: JobSpec) -> dict[str, Any]:
-    """What a training's result depends on, beside the data and the user's code. No layout, no retries, no paths."""
-    resolved = spec.resolved()
-    if isinstance(spec.model, HuggingFaceModel):
-        del resolved["model"]["args"]["path"]  # what lies there counts as code
-    train = {key: value for key, value in resolved["train"].items() if key != "checkpoint"}
-    data = {key: resolved["data"][key] for key in ("normalize", "augment")}
-    return {"model": resolved["model"], "train": train, "data": data, "metric": spec.metric}
-
-
-def prune_config(spec: JobSpec) -> dict[str, Any]:
-    return {"prune": spec.resolved()["compress"]["prune"]}
-
-
-def pack_config(spec: JobSpec) -> dict[str, Any]:
-    return {"pack": spec.resolved()["compress"]["pack"]}
-
-
-def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
-    """What a search's result depends on: the space, the algorithm, and the base that trials differ from."""
-    assert spec.search is not None
-    search = {k: v for k, v in spec.resolved()["search"].items() if k not in ("concurrency", "winners")}
-    config = {"phase": phase, "search": search, "train": train_config(spec)}
-    if phase != "train":
-        config["compress"] = spec.resolved()["compress"]
-    return config
+def _exchange(folder: Path) -> Path:
+    """Where the workers of a stage meet: among what goes when the stage is complete, and new for each attempt."""
+    return folder / "checkpoints" / f"shares-{secrets.token_hex(4)}"
 
 
 class Stages:
@@ -216,36 +193,41 @@ class Stages:
         )
 
     def prune(self, spec: JobSpec, parent: StageManifest, name: str = "prune") -> StageManifest:
-        section = spec.compress.prune
-        assert section is not None
-        return self._perform(
-            "prune",
-            name,
-            inputs={"dataset": self.dataset.name, "parent": parent.hash},
-            config=prune_config(spec),
-            code=self.code,
-            work="jobs.compress.work:prune",
-            request=lambda folder: PruneRequest(
-                prune=section,
-                parent=self.folder(parent) / "model",
-                recipe=self._recipe(spec),
-                dataset=self.dataset,
-                folder=folder,
-            ),
-        )
+        assert spec.compress.prune is not None
+        request = partial(PruneRequest, spec.compress.prune)
+        return self._retrain("prune", name, spec, parent, prune_config(spec), "jobs.compress.work:prune", request)
+
+    def low_rank(self, spec: JobSpec, parent: StageManifest, name: str = "low_rank") -> StageManifest:
+        """Raises FactorizationFailed where no layer gets cheaper."""
+        assert spec.compress.low_rank is not None
+        request = partial(LowRankRequest, spec.compress.low_rank)
+        work = "jobs.compress.work:low_rank"
+        return self._retrain("low_rank", name, spec, parent, low_rank_config(spec), work, request)
 
     def share(self, spec: JobSpec, parent: StageManifest, name: str = "share") -> StageManifest:
-        section = spec.compress.pack
-        assert section is not None
+        assert spec.compress.pack is not None
+        request = partial(ShareRequest, spec.compress.pack)
+        return self._retrain("share", name, spec, parent, pack_config(spec), "jobs.compress.packing:share", request)
+
+    def _retrain(
+        self,
+        stage: str,
+        name: str,
+        spec: JobSpec,
+        parent: StageManifest,
+        config: dict[str, Any],
+        work: str,
+        request: Callable[..., PruneRequest | LowRankRequest | ShareRequest],
+    ) -> StageManifest:
+        """A stage that changes a trained model and trains it once more."""
         return self._perform(
-            "share",
+            stage,
             name,
             inputs={"dataset": self.dataset.name, "parent": parent.hash},
-            config=pack_config(spec),
+            config=config,
             code=self.code,
-            work="jobs.compress.packing:share",
-            request=lambda folder: ShareRequest(
-                pack=section,
+            work=work,
+            request=lambda folder: request(
                 parent=self.folder(parent) / "model",
                 recipe=self._recipe(spec),
                 dataset=self.dataset,
@@ -326,6 +308,7 @@ class Stages:
                 metric=spec.metric,
                 split="validation",
                 latency_s=TIMING_S[self.timing],
+                folder=_exchange(folder),
             ),
         )
 
@@ -342,6 +325,7 @@ class Stages:
                 normalize=spec.data.normalize,
                 metric=spec.metric,
                 split="test",
+                folder=_exchange(folder),
             ),
         )
 
@@ -354,65 +338,4 @@ class Stages:
             elsewise=tuple(self.layouts[1:]),
             micro_batch=self.micro_batch,
             nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
-        )
-
-    def family(self, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:
-        """The dense model and all that the spec's `compress:` makes of it, exported: parents before children."""
-        stored = {f"dense{suffix}": dense}
-        if spec.compress.prune is not None:
-            stored[f"pruned{suffix}"] = self.prune(spec, dense, f"prune{suffix}")
-        models: list[Model] = []
-        for name, source in stored.items():
-            exported = self.export(spec, source, f"export/{name}")
-            pruned = source is not dense
-            models.append(
-                Model(
-                    name=name,
-                    parent=f"dense{suffix}" if pruned else None,
-                    stage="prune" if pruned else "dense",
-                    manifest=exported,
-                    stored=source,
-                    float_manifest=exported,
-                    recipe=prune_config(spec) if pruned else train_config(spec),
-                )
-            )
-            schemes = spec.compress.quantize.schemes if spec.compress.quantize else ()
-            for scheme in schemes:
-                try:
-                    quantized = self.quantize(spec, exported, scheme, f"quantize/{name}-{scheme}")
-                except QuantizationFailed as error:
-                    self.on_report({"event": "refused", "artifact": f"{name}-{scheme}", "reason": str(error)})
-                    continue
-                models.append(
-                    Model(
-                        name=f"{name}-{scheme}",
-                        parent=name,
-                        stage="quantize",
-                        manifest=quantized,
-                        stored=source,
-                        float_manifest=exported,
-                        recipe={
-                            "scheme": scheme,
-                            **{k: v for k, v in quantized.result.items() if k != "parity"},
-                        },
-                    )
-                )
-        if spec.compress.pack is not None:
-            models.append(self._packed(spec, dense, suffix))
-        return models
-
-    def _packed(self, spec: JobSpec, dense: StageManifest, suffix: str) -> Model:
-        name = f"packed{suffix}"
-        shared = self.share(spec, dense, f"share{suffix}")
-        exported = self.export(spec, shared, f"export/{name}")
-        packed = self.pack(shared, exported, f"pack{suffix}")
-        return Model(
-            name=name,
-            parent=f"dense{suffix}",
-            stage="pack",
-            manifest=packed,
-            stored=shared,
-            float_manifest=exported,
-            recipe=pack_config(spec) | packed.result | {"centroids": shared.result["centroids"]},
-            packed=True,
         )

@@ -10,6 +10,7 @@ from jobs.records import Measurement, StageManifest, Trial
 from jobs.spec import JobSpec
 from jobs.spec.compress import Budget
 from jobs.spec.search import Phase
+from orchestrator.family import family
 from orchestrator.selection import fits
 from orchestrator.stages import Stages
 
@@ -112,7 +113,7 @@ def _replay(dense: StageManifest, epoch_done: Epoch) -> None:
 
 
 def _measure(spec: JobSpec, stages: Stages, dense: StageManifest) -> dict[str, Measurement]:
-    models = stages.family(spec, dense)
+    models = family(stages, spec, dense)
     manifest = stages.measure(spec, models, "dense")
     return {name: Measurement.from_json(value) for name, value in manifest.result.items()}
 

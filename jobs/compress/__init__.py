@@ -1,6 +1,7 @@
 """Making the winner small: whole channels removed, fewer bits a weight."""
 
-from jobs.compress.prune import prune_structured, step_ratios
+from jobs.compress.prune import prune_structured
 from jobs.compress.quantize import quantize_onnx
+from jobs.compress.widths import step_ratios
 
 __all__ = ["prune_structured", "quantize_onnx", "step_ratios"]

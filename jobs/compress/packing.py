@@ -34,6 +34,7 @@ def share(context: Context, request: ShareRequest) -> dict[str, Any]:
     _check(dense)
     blueprint = read_json(request.parent / "model.json")
     steps = request.folder / "checkpoints"
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
     training = _Training(context, dataset, request, dense, steps)
     sparse = steps / "sparse"
     if (sparse / "model.json").exists():  # written after the tensors

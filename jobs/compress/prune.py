@@ -1,50 +1,53 @@
-"""Structured pruning: whole channels and neurons go, so the smaller model is an ordinary, faster one.
+"""Structured pruning: whole channels, neurons, heads, states and layers go, so the smaller model is an ordinary one.
 
-What must shrink together (a convolution, its batch normalization, the inputs of the next layer, both arms of a
-residual connection) is found by the dependency graph of Torch-Pruning (Fang et al. 2023). Which channels go is
-decided here, by group magnitude: the mean squared L2 norm of all the weights that a channel would take along.
+What must shrink together is found by `jobs.compress.groups`, how important each unit is by `jobs.compress.importance`.
+Here it is decided which units go (`choose_cut`), and done (`apply_cut`): the decision is plain names and indices, so
+that all workers can agree on one.
 """
 
 import copy
-import warnings
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import lcm
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from jobs.compress.widths import rounded, weakest, widths_left
 from jobs.errors import JobFailed, SpecError
+from jobs.models.prunable import PARTS, matches
 from jobs.records import Signature
+from jobs.spec.compress import Part
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from jobs.compress.groups import Group
+    from jobs.compress.importance import Importance, Samples
+
+UNASKED: tuple[Part, ...] = tuple(part for part in PARTS if part != "layers")
+"""What goes where `what` does not say: whole layers are for whoever asks for them."""
+_SENSITIVE = 3.0
+"""A layer whose pruning alone costs so many times what the median layer's does is protected."""
+_LEAST_RISE = 0.01
+"""… unless the loss rises by less than this share."""
+
 
 @dataclass(frozen=True)
-class _Group:
-    """Layers that shrink together.
+class Cut:
+    """What goes: units by the names of their groups, and whole blocks."""
 
-    With grouped convolutions or group normalization the channels lie in `num_blocks` equal blocks, and a channel is
-    removed from each block alike; `scores` (width / num_blocks,) are then means over the blocks.
-    """
+    units: dict[str, list[int]]
+    blocks: tuple[str, ...] = ()
 
-    name: str
-    layer: Any
-    prune_fn: Any
-    scores: "torch.Tensor"
-    num_blocks: int
+    def to_json(self) -> dict[str, Any]:
+        return {"units": self.units, "blocks": list(self.blocks)}
 
-    @property
-    def width(self) -> int:
-        return len(self.scores) * self.num_blocks
-
-
-def step_ratios(ratio: float, steps: int) -> tuple[float, ...]:
-    """The share to remove at each step from what is then left, so that `ratio` of the whole is gone at the end.
-
-    >>> step_ratios(0.5, 2)
-    (0.25, 0.3333333333333333)
-    """
-    return tuple((ratio / steps) / (1.0 - ratio * step / steps) for step in range(steps))
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Cut":
+        return cls(document["units"], tuple(document["blocks"]))
 
 
 def prune_structured(
@@ -54,42 +57,103 @@ def prune_structured(
     ratio: float,
     round_to: int = 1,
     global_pruning: bool = False,
+    importance: "Importance" = "magnitude",
+    what: Sequence[Part] | None = None,
+    keep: Sequence[str] = (),
+    samples: "Samples | None" = None,
 ) -> "nn.Module":
-    """A smaller copy of `model`, without its weakest channels and neurons; `model` stays as it is.
+    """A smaller copy of `model`, without its least important units; `model` stays as it is.
 
-    The widths left are functions of the widths, `ratio` and `round_to` (and of the weights, under global pruning);
-    the same model gives the same result. Layers whose output is the model's output keep all of it; recurrent and
-    attention layers keep their widths, and so does whatever adds up with their outputs: of a transformer, the
-    feed-forward layers alone lose neurons.
+    The widths left are functions of the widths, `ratio` and `round_to` (and of the importance, under global pruning);
+    the same model gives the same result. Layers whose output is the model's output keep all of it, and so does what
+    adds up along a transformer's layers.
 
     Args:
         model: any module (batch, *input_shape) → (batch, *output_shape).
         signature: what goes in and comes out.
-        ratio: share of the channels to remove: of each layer, or of all layers together.
-        round_to: widths left are multiples of this, the nearest, at least one; a layer that is narrower stays.
-        global_pruning: compare channels across layers, by scores relative to their layer's mean; every layer keeps
+        ratio: share of the units to remove: of each layer, or of all layers together; of whole layers likewise.
+        round_to: widths left, in features, are multiples of this, the nearest, at least one; a narrower layer stays.
+        global_pruning: compare units across layers, by importance relative to their layer's mean; every layer keeps
             at least one.
+        what: parts that may go; default: all but whole layers.
+        keep: names of layers, or of what they are in, that lose nothing.
+        samples: training samples, for every importance but the magnitude, and for whole layers.
 
     Raises:
-        SpecError: a layer would lose all its channels, or no layer can be pruned.
+        SpecError: a layer would lose all its channels, or nothing can be pruned.
         JobFailed: the model cannot be traced, or does not work once it is pruned.
     """
-    import torch
+    cut = choose_cut(
+        model,
+        signature,
+        ratio=ratio,
+        round_to=round_to,
+        global_pruning=global_pruning,
+        importance=importance,
+        what=what,
+        keep=keep,
+        samples=samples,
+    )
+    return apply_cut(model, signature, cut)
+
+
+def choose_cut(
+    model: "nn.Module",
+    signature: Signature,
+    *,
+    ratio: float,
+    round_to: int = 1,
+    global_pruning: bool = False,
+    importance: "Importance" = "magnitude",
+    what: Sequence[Part] | None = None,
+    keep: Sequence[str] = (),
+    samples: "Samples | None" = None,
+) -> Cut:
+    """Which units `prune_structured` removes, with the same arguments and errors. `model` stays as it is."""
+    from jobs.compress.importance import score
+
+    with _studied(model) as copied:
+        groups = _groups(copied, signature, what, keep)
+        scores = score(copied, groups, importance, samples)
+        blocks: tuple[str, ...] = ()
+        if "layers" in (what or ()):
+            assert samples is not None
+            blocks = _least_needed(copied, ratio, keep, samples)
+            inner = [not matches(group.name, blocks) for group in groups]
+            groups = [group for group, stays in zip(groups, inner, strict=True) if stays]
+            scores = [found for found, stays in zip(scores, inner, strict=True) if stays]
+        kept = widths_left(groups, scores, ratio, round_to, global_pruning)
+        units = {
+            group.name: weakest(group, found, width)
+            for group, found, width in zip(groups, scores, kept, strict=True)
+            if width < group.width
+        }
+        if not units and not blocks and groups and all(group.width * group.size < round_to for group in groups):
+            widest = max(group.width * group.size for group in groups)
+            raise SpecError.at(
+                "compress.prune.round_to",
+                "no layer is so wide",
+                round_to,
+                f"at most {widest}, the widest layer's width",
+            )
+    return Cut(units, blocks)
+
+
+def apply_cut(model: "nn.Module", signature: Signature, cut: Cut) -> "nn.Module":
+    """A copy of `model` without what the cut names. Raises JobFailed where it does not work any more."""
+    from jobs.compress.groups import find_groups
+    from jobs.models.structure import drop_blocks
 
     pruned = copy.deepcopy(model)
-    # Tracing goes through autograd, in evaluation mode; frozen parameters and modes are put back afterwards.
     modes = {name: module.training for name, module in pruned.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in pruned.named_parameters()}
+    # Tracing goes through autograd, in evaluation mode; frozen parameters and modes are put back afterwards.
     pruned.requires_grad_(True).eval()
-    device = next((parameter.device for parameter in pruned.parameters()), torch.device("cpu"))
-    example = torch.zeros(2, *signature.input_shape, dtype=getattr(torch, signature.input_dtype), device=device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph, groups = _score(pruned, example)
-        kept = _widths(groups, ratio, round_to, global_pruning)
-        for group, width in zip(groups, kept, strict=True):
-            if width < group.width:
-                graph.get_pruning_group(group.layer, group.prune_fn, _weakest(group, width)).prune()
+    drop_blocks(pruned, cut.blocks)
+    example = _example(pruned, signature)
+    for group in find_groups(pruned, example):
+        if units := cut.units.get(group.name):
+            group.remove(units)
     for name, parameter in pruned.named_parameters():
         parameter.requires_grad_(trainable[name])
         parameter.grad = None
@@ -99,105 +163,97 @@ def prune_structured(
     return pruned
 
 
-def _score(model: "nn.Module", example: "torch.Tensor") -> tuple[Any, list[_Group]]:
-    import torch_pruning
-    from torch import nn
+def sensitive_layers(
+    model: "nn.Module",
+    signature: Signature,
+    *,
+    ratio: float,
+    importance: "Importance",
+    what: Sequence[Part] | None,
+    keep: Sequence[str],
+    samples: "Samples",
+) -> tuple[str, ...]:
+    """The layers that should be left whole: pruned by `ratio`, alone and without recovery, they cost far more than
+    the others do. Measured on training samples; takes a forward pass of them for each layer.
+    """
+    from jobs.compress.importance import losses_without, score
 
-    from jobs.models.modules import Attention
+    with _studied(model) as copied:
+        groups = _groups(copied, signature, what, keep)
+        scores = score(copied, groups, importance, samples)
+        gone = [
+            weakest(group, found, rounded(group.width * (1.0 - ratio), group.width, group.blocks))
+            for group, found in zip(groups, scores, strict=True)
+        ]
+        whole, losses = losses_without(copied, groups, gone, samples)
+    rises = [loss - whole for loss in losses]
+    bar = max(_SENSITIVE * median(rises), _LEAST_RISE * abs(whole)) if rises else math.inf
+    return tuple(group.name for group, rise in zip(groups, rises, strict=True) if rise > bar)
 
-    try:
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise JobFailed(f"the model {type(model).__name__} cannot be traced for pruning: {error}") from error
-    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
-    kinds = (nn.RNNBase, nn.MultiheadAttention, Attention)
-    fixed = {part for layer in model.modules() if isinstance(layer, kinds) for part in layer.modules()}
-    names = {module: name for name, module in model.named_modules()}
-    groups = []
-    for members in graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
-        if _reaches_output(graph, members) or any(dep.target.module in fixed for dep, _ in members):
-            continue
-        layer, prune_fn = members[0].dep.target.module, members[0].dep.handler
-        num_blocks = max(_num_blocks(dep.target.module) for dep, _ in members)
-        scores = importance(members).view(num_blocks, -1).mean(dim=0).cpu()
-        groups.append(_Group(names[layer], layer, prune_fn, scores, num_blocks))
-    if not groups:
+
+@contextmanager
+def _studied(model: "nn.Module") -> Iterator["nn.Module"]:
+    """A copy to look at: in evaluation mode, with gradients for all of it."""
+    copied = copy.deepcopy(model)
+    copied.requires_grad_(True).eval()
+    yield copied
+
+
+def _example(model: "nn.Module", signature: Signature) -> "torch.Tensor":
+    import torch
+
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return torch.zeros(2, *signature.input_shape, dtype=getattr(torch, signature.input_dtype), device=device)
+
+
+def _groups(
+    model: "nn.Module", signature: Signature, what: Sequence[Part] | None, keep: Sequence[str]
+) -> "list[Group]":
+    from jobs.compress.groups import find_groups
+
+    found = find_groups(model, _example(model, signature))
+    asked = UNASKED if what is None else what
+    chosen = [group for group in found if group.part in asked]
+    if not chosen and "layers" not in asked:
         raise SpecError.at(
             "compress.prune",
-            f"the model {type(model).__name__} has no layer that can be pruned: only its outputs are left",
-            allowed="a model with a hidden convolution or linear layer",
+            f"the model {type(model).__name__} has no layer that can be pruned"
+            + (f" of the kinds {', '.join(asked)}" if what else ": only its outputs are left"),
+            allowed="a model with a hidden layer" + (f"; it has {_kinds(found)}" if found else ""),
         )
-    return graph, groups
+    left = [group for group in chosen if not any(matches(member, keep) for member in group.members)]
+    if chosen and not left:
+        raise SpecError.at("compress.prune.ignore", "with these left whole, no layer remains to be pruned", list(keep))
+    return left
 
 
-def _reaches_output(graph: Any, members: Any) -> bool:
-    return any(graph.is_out_channel_pruning_fn(dep.handler) and not dep.target.outputs for dep, _ in members)
+def _kinds(groups: "list[Group]") -> str:
+    return ", ".join(dict.fromkeys(group.part for group in groups))
 
 
-def _num_blocks(layer: Any) -> int:
+def _least_needed(model: "nn.Module", ratio: float, keep: Sequence[str], samples: "Samples") -> tuple[str, ...]:
+    """The layers of a transformer that the loss rises least without: one after the other, and one stays at least."""
     from torch import nn
 
-    if isinstance(layer, nn.GroupNorm):
-        return layer.num_groups
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups < layer.out_channels:
-        return layer.groups
-    return 1  # also depthwise: each channel on its own
+    from jobs.models.modules import ResidualOverSteps
 
-
-def _widths(groups: list[_Group], ratio: float, round_to: int, global_pruning: bool) -> list[int]:
-    """How many channels each group keeps."""
-    targets = _global_targets(groups, ratio) if global_pruning else [g.width * (1.0 - ratio) for g in groups]
-    kept = []
-    for group, target in zip(groups, targets, strict=True):
-        # Half a channel is kept: rounding up errs on the side of accuracy.
-        if int(target / group.num_blocks + 0.5) < 1:
-            raise SpecError.at(
-                "compress.prune.ratio",
-                f"removing this share would leave nothing of layer {group.name!r} with its {group.width} channels",
-                ratio,
-                f"at most {1.0 - 0.5 / len(group.scores):.3g}",
-            )
-        kept.append(_rounded(target, group.width, lcm(round_to, group.num_blocks)))
-    return kept
-
-
-def _rounded(target: float, width: int, multiple: int) -> int:
-    if width < multiple:
-        return width
-    nearest = int(target / multiple + 0.5) * multiple
-    return min(max(nearest, multiple), width - width % multiple)
-
-
-def _global_targets(groups: list[_Group], ratio: float) -> list[float]:
-    """Widths left when the weakest channels go, wherever they are, but never a layer's last one."""
-    import torch
-
-    owners = torch.cat([torch.full(group.scores.shape, index) for index, group in enumerate(groups)])
-    ranked = owners[torch.argsort(torch.cat([group.scores for group in groups]), stable=True)].tolist()
-    left = [group.width for group in groups]
-    total, smallest = sum(left), sum(group.num_blocks for group in groups)
-    to_keep = round(total * (1.0 - ratio))
-    if to_keep < smallest:
-        raise SpecError.at(
-            "compress.prune.ratio",
-            f"removing this share of {total} channels would leave nothing of some of the {len(groups)} layers",
-            ratio,
-            f"at most {1.0 - smallest / total:.3g}",
-        )
-    for owner in ranked:
-        block = groups[owner].num_blocks
-        if left[owner] > block and sum(left) - block >= to_keep:
-            left[owner] -= block
-    return [float(width) for width in left]
-
-
-def _weakest(group: _Group, kept: int) -> list[int]:
-    """Indices to remove; equal scores go in order of their index."""
-    import torch
-
-    size = len(group.scores)
-    weakest = torch.argsort(group.scores, stable=True)[: size - kept // group.num_blocks].tolist()
-    return sorted(index + block * size for block in range(group.num_blocks) for index in weakest)
+    blocks = [(name, list(block.children())) for name, block in model.named_children()]
+    candidates = [
+        name for name, layers in blocks if layers and all(isinstance(layer, ResidualOverSteps) for layer in layers)
+    ]
+    if not isinstance(model, nn.Sequential) or not candidates:
+        raise SpecError.at("compress.prune.what", "the model has no layers that it can do without", "layers")
+    left = max(1, int(len(candidates) * (1.0 - ratio) + 0.5))
+    free = [name for name in candidates if not any(matches(each, [name]) or matches(name, [each]) for each in keep)]
+    gone: list[str] = []
+    while len(candidates) - len(gone) > left and len(gone) < len(free):
+        losses = {}
+        for name in free:
+            if name not in gone:
+                staying = [(each, block) for each, block in model.named_children() if each not in (*gone, name)]
+                losses[name] = samples.mean_loss(nn.Sequential(OrderedDict(staying)))
+        gone.append(min(losses, key=lambda name: losses[name]))
+    return tuple(gone)
 
 
 def _check(model: "nn.Module", example: "torch.Tensor", signature: Signature) -> None:

@@ -1,102 +1,111 @@
-"""The stages `prune` and `quantize`: the work behind them."""
+"""The stages `prune`, `low_rank` and `quantize`: the work behind them."""
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from jobs.compress.prune import prune_structured, step_ratios
+from torch import nn
+
+from jobs.compress.low_rank import low_rank_copy
+from jobs.compress.pruning import Pruning
 from jobs.compress.quantize import quantize_onnx
+from jobs.compress.recover import Recovery
 from jobs.context import Context
 from jobs.data import Dataset
-from jobs.layout import ParallelLayout
+from jobs.errors import FactorizationFailed
 from jobs.measure.session import largest_difference
 from jobs.models.build import load_model, save_model
-from jobs.requests import PruneRequest, QuantizeRequest, Recipe
-from jobs.spec.compress import Prune
+from jobs.models.structure import blocks_left_out
+from jobs.requests import LowRankRequest, PruneRequest, QuantizeRequest
 from jobs.storage import read_json, write_json
-from jobs.train.loop import FitResult, fit
+from jobs.train.mesh import from_first
 
 
 def prune(context: Context, request: PruneRequest) -> dict[str, Any]:
-    """Removes channels in steps, each followed by recovery on all the workers; rank 0 writes `model/`.
+    """Prunes in steps, each followed by recovery on all the workers; rank 0 writes `model/`.
 
-    Every rank prunes its own copy: importance is a function of the weights alone, so all arrive at the same widths.
+    What is to go is decided by importance, which every rank measures alike; the first one's decision holds.
     """
     dataset = Dataset.open(request.dataset)
-    info, section = dataset.info, request.prune
-    dense = load_model(request.parent)
-    blueprint = read_json(request.parent / "model.json")
-    dense_params = sum(p.numel() for p in dense.parameters())
-    ratios = step_ratios(section.ratio, section.steps)
+    section = request.prune
+    dense, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
+    before = list(blueprint.get("dropped", []))
     steps = request.folder / "checkpoints"
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
+    method = Pruning(context, section, dense, dataset, request.recipe, steps)
+    recovering = Recovery(context, dataset, request.recipe, section.recover, dense, steps)
     module, first = dense, 0
-    for done in range(len(ratios), 0, -1):
+    for done in range(section.steps, 0, -1):
         if (steps / f"pruned-{done}" / "model.json").exists():  # written after the tensors
             module, first = load_model(steps / f"pruned-{done}"), done
             break
-    history: list[dict[str, Any]] = []
-    seconds = {"productive_s": 0.0, "checkpoint_s": 0.0}
-    for index in range(first, len(ratios)):
-        module = prune_structured(
-            module,
-            info.signature,
-            ratio=ratios[index],
-            round_to=section.round_to,
-            global_pruning=section.global_pruning,
-        )
-        if section.recover.epochs:
-            result = fit(
-                module,
-                dataset,
-                recovery(request.recipe.of_size(context.size), section),
-                context,
-                label=f"recover {index + 1}/{len(ratios)}",
-                checkpoints=steps / f"recover-{index + 1}",
-                teacher=dense,
-                distill=section.recover.distill,
-            )
-            if result.module is None:
-                return {"stopped": True}
-            module = result.module
-            _collect(result, index, history, seconds)
+    for index in range(first, section.steps):
+        module, masks = method.step(module, index)
+        label = f"recover {index + 1}/{section.steps}"
+        recovered = recovering.run(module, index + 1, label, masks)
+        if recovered is None:
+            return {"stopped": True}
+        module = recovered
+        structure = blueprint | {"dropped": [*before, *blocks_left_out(dense, module)]}
         if context.rank == 0:
-            save_model(module, blueprint, steps / f"pruned-{index + 1}")
-    params = sum(p.numel() for p in module.parameters())
+            save_model(module, structure, steps / f"pruned-{index + 1}")
+    structure = blueprint | {"dropped": [*before, *blocks_left_out(dense, module)], "pruned": True}
+    more = {"method": section.method, "left_whole": list(method.keep)}
+    return {**_finish(context, request.folder, module, dense, structure, recovering), **more}
+
+
+def low_rank(context: Context, request: LowRankRequest) -> dict[str, Any]:
+    """Replaces large layers by two thin ones each, and recovers on all the workers; rank 0 writes `model/`.
+
+    Raises FactorizationFailed, on every rank, where no layer gets cheaper.
+    """
+    dataset = Dataset.open(request.dataset)
+    section = request.low_rank
+    parent, blueprint = load_model(request.parent), read_json(request.parent / "model.json")
+    steps = request.folder / "checkpoints"
+    steps.mkdir(parents=True, exist_ok=True)  # a training makes no folder above its own
+    # Singular vectors may differ from machine to machine, so those of one are everybody's.
+    found: dict[str, Any] = {}
+    if (steps / "factorized" / "model.json").exists():  # by an attempt before; written after the tensors
+        found = {"ranks": read_json(steps / "factorized" / "model.json")["low_rank"]}
+    elif context.rank == 0:
+        options = section.model_dump(include={"energy", "rank_ratio", "min_size", "convolutions", "ignore"})
+        try:
+            copied, ranks = low_rank_copy(parent, **options)
+        except FactorizationFailed as error:
+            found = {"refused": str(error)}
+        else:
+            found = {"ranks": ranks}
+            save_model(copied, blueprint | {"low_rank": ranks}, steps / "factorized")
+    found = from_first(context, found)
+    if "refused" in found:
+        raise FactorizationFailed(found["refused"])
+    structure = blueprint | {"low_rank": found["ranks"]}
+    recovering = Recovery(context, dataset, request.recipe, section.recover, parent, steps)
+    module = recovering.run(load_model(steps / "factorized"), 1, "recover low rank")
+    if module is None:
+        return {"stopped": True}
+    return {**_finish(context, request.folder, module, parent, structure, recovering), "ranks": found["ranks"]}
+
+
+def _finish(
+    context: Context,
+    folder: Path,
+    module: nn.Module,
+    parent: nn.Module,
+    structure: dict[str, Any],
+    recovering: Recovery,
+) -> dict[str, Any]:
     if context.rank == 0:
-        save_model(module, blueprint | {"pruned": True}, request.folder / "model")
-        write_json(request.folder / "history.json", {"epochs": history})
-    metrics = [row["metric"] for row in history if row["split"] == "validation"]
+        save_model(module, structure, folder / "model")
+        write_json(folder / "history.json", {"epochs": recovering.history})
     return {
         "stopped": False,
-        "params": params,
-        "dense_params": dense_params,
-        "metric": metrics[-1] if metrics else None,
-        **seconds,
+        "params": sum(p.numel() for p in module.parameters()),
+        "nonzero_params": sum(int(p.count_nonzero()) for p in module.parameters()),
+        "dense_params": sum(p.numel() for p in parent.parameters()),
+        "metric": recovering.metric,
+        **recovering.seconds,
     }
-
-
-def _collect(result: FitResult, index: int, history: list[dict[str, Any]], seconds: dict[str, float]) -> None:
-    offset = history[-1]["epoch"] if history else 0.0
-    history += [{**row, "epoch": row["epoch"] + offset, "round": index + 1} for row in result.history.epochs]
-    for key in seconds:
-        seconds[key] += getattr(result.history, key)
-
-
-def recovery(recipe: Recipe, section: Prune) -> Recipe:
-    """The training recipe with the recovery's own epochs and rate, its workers all data-parallel.
-
-    A pruned model is small, and its widths need not divide as the dense one's did.
-    """
-    train = recipe.train
-    rate = section.recover.lr or train.optimizer.lr
-    changes = {
-        "epochs": section.recover.epochs,
-        "steps": None,
-        "optimizer": train.optimizer.model_copy(update={"lr": rate}),
-    }
-    layout = recipe.layout
-    parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
-    micro_batch = recipe.micro_batch if parallel == layout else None
-    return replace(recipe, train=train.model_copy(update=changes), layout=parallel, micro_batch=micro_batch)
 
 
 def quantize(context: Context, request: QuantizeRequest) -> dict[str, Any] | None:

@@ -36,3 +36,26 @@ def _condensed(logits: np.ndarray, targets: np.ndarray) -> tuple[float, int, int
         shifted = logits - logits[steps, predicted][:, None]
         losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[steps, targets]
     return float(losses.sum(dtype=np.float64)), int((predicted == targets).sum()), len(counted)
+
+
+def next_tokens(logits: np.ndarray, tokens: np.ndarray, last_code: int) -> np.ndarray:
+    """What most likely follows each text: (batch, 2) float64, a code and its probability.
+
+    Never the padding, nor a code beyond `last_code`, which rounding the vocabulary up has added. Logits that are not
+    finite give a probability that is not.
+
+    Args:
+        logits: (batch, steps, vocabulary).
+        tokens: (batch, steps), 0 beyond the end.
+    """
+    rows = np.arange(len(tokens))
+    probabilities = softmax(logits[rows, (tokens != 0).sum(axis=1) - 1].astype(np.float64))
+    codes = 1 + probabilities[:, 1 : last_code + 1].argmax(axis=1)
+    return np.stack([codes, probabilities[rows, codes]], axis=1)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (n, classes), float64, of logits (n, classes)."""
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)

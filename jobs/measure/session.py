@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.errors import ArtifactError
+from jobs.exchange import share
 from jobs.measure.outputs import condense
 
 if TYPE_CHECKING:
@@ -68,11 +69,7 @@ def predict_condensed(
     path: Path, x: np.ndarray, targets: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1
 ) -> np.ndarray:
     """What the metrics need of the outputs, (n, …), condensed batch by batch: see `condense`; errors as `predict`."""
-    kept, first = [], 0
-    for outputs in predictions(path, x, batch_size, num_threads):
-        kept.append(condense(outputs, targets[first : first + len(outputs)]))
-        first += len(outputs)
-    return np.concatenate(kept)
+    return ModelFile(path, num_threads).condensed(x, targets, batch_size)
 
 
 def largest_difference(path: Path, other: Path, x: np.ndarray, num_threads: int = 1) -> float:
@@ -83,21 +80,53 @@ def largest_difference(path: Path, other: Path, x: np.ndarray, num_threads: int 
 
 def predictions(path: Path, x: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1) -> Iterator[np.ndarray]:
     """The outputs of `predict` batch by batch; batches are smaller where the outputs are large: see `batch_within`."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
+    return ModelFile(path, num_threads).predictions(x, batch_size)
 
-    session = open_session(path, num_threads)
-    name, dtype = session.get_inputs()[0].name, _input_type(session, path)
-    if dtype == np.int64 and x.dtype.kind not in "iu":
-        raise ArtifactError(f"{path} takes integers, and does not take samples of {x.dtype}")
-    size = batch_within(session, x, batch_size)
-    # An empty `x` runs once, so that the result still has the right number of columns.
-    for first in range(0, max(len(x), 1), size):
-        samples = np.ascontiguousarray(x[first : first + size], dtype=dtype)
-        try:
-            outputs = session.run(None, {name: samples})[0]
-        except (state.Fail, state.InvalidArgument, state.RuntimeException) as error:
-            raise ArtifactError(f"{path} does not take samples of shape {x.shape[1:]}: {error}") from error
-        yield outputs
+
+class ModelFile:
+    """An opened model file. Raises ArtifactError if it is damaged, or cannot run here."""
+
+    def __init__(self, path: Path, num_threads: int = 1) -> None:
+        self.path = path
+        self.session = open_session(path, num_threads)
+        self._name, self._dtype = self.session.get_inputs()[0].name, _input_type(self.session, path)
+
+    def share(self, sample: np.ndarray, count: int, index: int, shares: int) -> range:
+        """Which of `count` samples one of several workers predicts on: whole batches of those that one would make.
+
+        So together they give what one process gives, to the bit: another batch may be another order of summation, and
+        dynamic quantization takes its scale from the batch.
+
+        Args:
+            sample: one of them, or several (n, *input_shape).
+        """
+        size = batch_within(self.session, sample, _BATCH)
+        batches = share(-(-count // size), index, shares)
+        return range(min(count, batches.start * size), min(count, batches.stop * size))
+
+    def predictions(self, x: np.ndarray, batch_size: int = _BATCH) -> Iterator[np.ndarray]:
+        """See the function of this name. Raises ArtifactError for samples of another shape or type."""
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        if self._dtype == np.int64 and x.dtype.kind not in "iu":
+            raise ArtifactError(f"{self.path} takes integers, and does not take samples of {x.dtype}")
+        size = batch_within(self.session, x, batch_size)
+        # An empty `x` runs once, so that the result still has the right number of columns.
+        for first in range(0, max(len(x), 1), size):
+            samples = np.ascontiguousarray(x[first : first + size], dtype=self._dtype)
+            try:
+                outputs = self.session.run(None, {self._name: samples})[0]
+            except (state.Fail, state.InvalidArgument, state.RuntimeException) as error:
+                raise ArtifactError(f"{self.path} does not take samples of shape {x.shape[1:]}: {error}") from error
+            yield outputs
+
+    def condensed(self, x: np.ndarray, targets: np.ndarray, batch_size: int = _BATCH) -> np.ndarray:
+        """See `predict_condensed`."""
+        kept, first = [], 0
+        for outputs in self.predictions(x, batch_size):
+            kept.append(condense(outputs, targets[first : first + len(outputs)]))
+            first += len(outputs)
+        return np.concatenate(kept)
 
 
 def _input_type(session: "onnxruntime.InferenceSession", path: Path) -> type[np.generic]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -45,6 +46,7 @@ from jobs.models.sequences import (
     SequenceInput,
     TokenInput,
 )
+from jobs.models.structure import drop_blocks, factorize, take_widths
 from jobs.records import Signature
 from jobs.section import Record
 from jobs.spec.model import FactoryModel, ForeignModel, HuggingFaceModel, Model, OwnModel
@@ -191,12 +193,16 @@ def call_factory(model: FactoryModel, signature: Signature) -> nn.Module:
 MODEL_FILE, RECIPE_FILE = "model.safetensors", "model.json"
 
 
-class _Recipe(Record):
+class StoredRecipe(Record):
     """What model.json holds."""
 
     model: Model
     signature: Signature
     pruned: bool = False
+    dropped: tuple[str, ...] = ()
+    """Blocks that pruning left out."""
+    low_rank: dict[str, int] = Field(default={})
+    """Layers that are two thin ones, and their rank."""
 
 
 def shared_tensors(module: nn.Module) -> dict[str, str]:
@@ -211,7 +217,7 @@ def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
 
     A tensor that has several names is stored under the first.
 
-    `recipe` holds `model` (the spec's section) and `signature`.
+    `recipe` holds `model` (the spec's section) and `signature`; of a compressed model what else `StoredRecipe` names.
     """
     shared = shared_tensors(module)
     tensors = {
@@ -227,71 +233,64 @@ def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
 
 
 def load_model(folder: Path) -> nn.Module:
-    """Rebuilds a saved module, pruned ones too: the dense one is built, then takes the stored widths.
+    """Rebuilds a saved module, compressed ones too: the dense one is built, then takes the stored structure and widths.
 
     Raises ArtifactError if files are missing, damaged, or do not belong together.
     """
+    recipe = read_recipe(folder)
     try:
-        recipe = _Recipe.from_json(read_json(folder / RECIPE_FILE))
         tensors = load_file(folder / MODEL_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{folder} holds no readable model: {error}") from error
+    module = build_stored(recipe, folder)
+    shared = take_shapes(module, tensors, folder)
+    module.load_state_dict(tensors | {name: tensors[first] for name, first in shared.items()})
+    return module
+
+
+def read_recipe(folder: Path) -> StoredRecipe:
+    """Of a stored model. Raises ArtifactError if it is missing or damaged."""
+    try:
+        return StoredRecipe.from_json(read_json(folder / RECIPE_FILE))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} holds no readable model: {error}") from error
+
+
+def build_stored(recipe: StoredRecipe, folder: Path) -> nn.Module:
+    """The module of a recipe: its blocks and layers, as wide as they were before any pruning.
+
+    Raises ArtifactError if the recipe describes none.
+    """
     try:
         module = build(recipe.model, recipe.signature, seed=0)
     except SpecError as error:
         if isinstance(recipe.model, ForeignModel):
             raise  # the user's modules, or a library, may be what is missing
         raise ArtifactError(f"{folder}: {RECIPE_FILE} describes no model: {error}") from error
+    try:
+        drop_blocks(module, recipe.dropped)
+        for name, rank in recipe.low_rank.items():
+            factorize(module, name, rank)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: {RECIPE_FILE} names layers that the model has not: {error}") from error
+    return module
+
+
+def take_shapes(module: nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, str]:
+    """Gives a module's tensors the shapes of the stored ones, and ties those that are one again.
+
+    Returns what `shared_tensors` does. Raises ArtifactError if the tensors are not those of the module.
+    """
     shared = shared_tensors(module)
     missing = (set(module.state_dict()) - set(shared)).symmetric_difference(tensors)
     if missing:
         raise ArtifactError(f"{folder}: the tensors do not fit the model: {', '.join(sorted(missing)[:5])}")
-    _take_widths(module, tensors)
+    take_widths(module, tensors)
     _tie(module, shared)
-    module.load_state_dict(tensors | {name: tensors[first] for name, first in shared.items()})
-    return module
+    return shared
 
 
 def _tie(module: nn.Module, shared: dict[str, str]) -> None:
     for name, first in shared.items():
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
-
-
-def _take_widths(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Replaces parameters and buffers whose stored shape differs, and the widths that the layers remember."""
-    for prefix, layer in module.named_modules():
-        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
-        changed = False
-        for name, value in own:
-            stored = tensors.get(f"{prefix}.{name}" if prefix else name)
-            if stored is None or stored.shape == value.shape:
-                continue
-            if stored.dim() != value.dim():
-                raise ArtifactError(f"the tensor {prefix}.{name} of {tuple(stored.shape)} does not fit {layer}")
-            empty = torch.empty_like(stored)
-            setattr(layer, name, nn.Parameter(empty) if isinstance(value, nn.Parameter) else empty)
-            changed = True
-        if changed:
-            follow_widths(layer)
-
-
-def follow_widths(layer: nn.Module) -> None:
-    """Sets the widths that a layer remembers to those of its tensors, after these were replaced."""
-    match layer:
-        case nn.Linear():
-            layer.out_features, layer.in_features = layer.weight.shape
-        case nn.Conv1d() | nn.Conv2d():
-            layer.out_channels = layer.weight.shape[0]
-            grouped = layer.groups > 1
-            layer.groups = layer.out_channels if grouped and layer.weight.shape[1] == 1 else layer.groups
-            layer.in_channels = layer.weight.shape[1] * layer.groups
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
-            # Without a scale of its own there are the running statistics, or nothing to replace.
-            layer.num_features = (layer.running_mean if layer.weight is None else layer.weight).shape[0]
-        case nn.LayerNorm():
-            layer.normalized_shape = tuple(layer.weight.shape)
-        case nn.GroupNorm():
-            layer.num_channels = layer.weight.shape[0]
-        case nn.Embedding():
-            layer.num_embeddings, layer.embedding_dim = layer.weight.shape

@@ -87,6 +87,10 @@ class Layer:
         """Values of one sample that tensor peers sum or gather in the forward pass."""
         return 0
 
+    def tensor_sums(self, shape: Shape) -> int:
+        """How many sums and gathers of tensor peers that is."""
+        return int(self.tensor_values(shape) > 0)
+
     @property
     def tensor_widths(self) -> tuple[int, ...]:
         """What a tensor degree must divide."""
@@ -316,6 +320,9 @@ class _Composite(Layer):
 
     def tensor_values(self, shape: Shape) -> int:
         return sum(layer.tensor_values(entering) for layer, entering in self.members(shape))
+
+    def tensor_sums(self, shape: Shape) -> int:
+        return sum(layer.tensor_sums(entering) for layer, entering in self.members(shape))
 
     @property
     def tensor_widths(self) -> tuple[int, ...]:

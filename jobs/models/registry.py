@@ -77,6 +77,7 @@ def _summarize(block: Block) -> BlockSummary:
         activations=tally.total,
         split_activations=tally.split,
         tensor_values=block.body.tensor_values(shape),
+        tensor_sums=block.body.tensor_sums(shape),
     )
 
 
@@ -104,11 +105,8 @@ def packable(model: OwnModel | ForeignModel, signature: Signature) -> str:
     return ""
 
 
-def prunable(model: OwnModel | ForeignModel) -> str:
-    """Why a model can't be pruned by channels; empty if it can. Of a factory's model only pruning itself can tell."""
-    match model:
-        case LstmModel():
-            return "every gate of a recurrent layer reads and writes the whole state: it has no channels of its own"
-        case HuggingFaceModel():
-            return "widths within a model of Hugging Face's are bound by its configuration"
+def prunable(model: OwnModel | ForeignModel, method: str) -> str:
+    """Why a method can't prune a model; empty if it can. Of a factory's model only pruning itself can tell."""
+    if isinstance(model, HuggingFaceModel) and method == "structured":
+        return "widths within a model of Hugging Face's are bound by its configuration; magnitude and nm do prune it"
     return ""

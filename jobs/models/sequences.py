@@ -91,6 +91,9 @@ class CodeEmbedding(Layer):
     def tensor_values(self, shape: Shape) -> int:
         return sum(table.tensor_values(()) for table in self.tables)
 
+    def tensor_sums(self, shape: Shape) -> int:
+        return sum(table.tensor_sums(()) for table in self.tables)
+
     @property
     def tensor_widths(self) -> tuple[int, ...]:
         return tuple(rows for table in self.tables for rows in table.tensor_widths)

@@ -1,6 +1,6 @@
 """`compress:` and `export:`: how the winner is made small and fast, within what budget."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ class Distill(Section):
 
 
 class Recover(Section):
-    """Fine-tuning after each pruning step, with the job's own batch size, loss and optimizer."""
+    """Fine-tuning after each step, with the job's own batch size, loss and optimizer."""
 
     epochs: int = Field(default=2, ge=0, le=10_000)
     lr: float | None = Field(default=None, gt=0.0, le=100.0)
@@ -29,22 +29,105 @@ class Recover(Section):
     distill: Distill | None = None
 
 
+Part = Literal["channels", "neurons", "heads", "states", "embedding", "layers"]
+"""What structured pruning may remove: of convolutions the channels, of linear layers (feed-forward ones too) the
+neurons, whole heads of attention, states of recurrent layers, features of embeddings, whole layers of a transformer."""
+
+
+def _ratio(section: dict[str, Any]) -> float:
+    """Called after the method, n and m are validated, and without them where they are wrong."""
+    if section.get("method") == "nm" and "n" in section and "m" in section:
+        return float(1.0 - section["n"] / section["m"])
+    return 0.5
+
+
 class Prune(Section):
+    """`structured` removes whole parts, so that the model is smaller; `magnitude` and `nm` set single weights to zero.
+
+    magnitude: those of the smallest magnitude, more at each step (Zhu & Gupta 2017); nm: of every m consecutive inputs
+    of an output, all but the n largest (Mishra et al. 2021).
+    """
+
     method: Literal["structured", "magnitude", "nm"] = "structured"
-    ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of the channels or neurons removed from the prunable layers, all together."""
+    n: int = Field(default=2, ge=1, le=63)
+    m: int = Field(default=4, ge=2, le=64)
+    """With nm: n weights stay of each m."""
+    ratio: float = Field(default_factory=_ratio, gt=0.0, lt=1.0)
+    """Share that is removed: of the parts of each kind, or of the weights. Default: 0.5; with nm it is 1 - n/m."""
     steps: int = Field(default=1, ge=1, le=100)
     """Prune and recover so many times, each time a part of the whole ratio."""
+    what: tuple[Part, ...] | None = Field(default=None, min_length=1)
+    """Which parts may go. Default: all that the model has but whole layers."""
+    importance: Literal["magnitude", "taylor", "activation"] = "magnitude"
+    """What makes a part important: its weights, what the loss would change without it (Molchanov et al. 2019), or how
+    much it gives to what follows. The latter two look at calibration samples, which are training samples."""
     round_to: int = Field(default=1, ge=1, le=512)
-    """Widths left are multiples of this."""
+    """Widths left are multiples of this; a layer that is narrower stays."""
     global_pruning: bool = False
-    """Compare channels across layers, instead of removing the same share from each."""
+    """Compare across layers, instead of removing the same share from each."""
+    protect: Literal["none", "auto"] | tuple[str, ...] = "none"
+    """Layers that are left whole: those named, or those whose pruning alone costs far more than that of the others."""
+    ignore: tuple[str, ...] = ()
+    """Layers, or blocks of them, that are left whole whatever `protect` finds."""
     recover: Recover = Recover()
 
     @model_validator(mode="after")
-    def _later(self) -> "Prune":
+    def _consistent(self) -> "Prune":
+        if self.method == "nm":
+            self._check_nm()
+        else:
+            for key in ("n", "m"):
+                if getattr(self, key) != Prune.model_fields[key].default:
+                    raise illegal(f"method {self.method} knows no groups of m weights", "method: nm", at=key)
         if self.method != "structured":
-            raise not_supported_yet(f"prune method {self.method}", at="method")
+            for key in ("what", "importance", "round_to", "protect"):
+                if getattr(self, key) != Prune.model_fields[key].default:
+                    what = f"method {self.method} removes single weights, by their magnitude"
+                    raise illegal(what, "method: structured; or leave it out", at=key)
+        if self.what is not None and len(set(self.what)) != len(self.what):
+            raise illegal("a part is listed twice", "each part once", at="what")
+        return self
+
+    def _check_nm(self) -> None:
+        if self.n >= self.m:
+            raise illegal(f"{self.n} of each {self.m} weights would remove none", f"at most {self.m - 1}", at="n")
+        if abs(self.ratio - (1.0 - self.n / self.m)) > 1e-9:
+            share = f"{1.0 - self.n / self.m:.6g}"
+            raise illegal(
+                f"{self.n}:{self.m} removes a share of {share}, no other", f"{share}; or leave it out", "ratio"
+            )
+        if self.steps > 1:
+            raise illegal(f"{self.n}:{self.m} is reached at once", "1", at="steps")
+        if self.global_pruning:
+            raise illegal("every group of weights loses the same share", "false", at="global_pruning")
+
+
+def _energy(section: dict[str, Any]) -> float | None:
+    return 0.9 if section.get("rank_ratio") is None else None
+
+
+class LowRank(Section):
+    """Large linear layers, each replaced by two thin ones: a truncated singular value decomposition, then recovery.
+
+    A layer is replaced only where the two need fewer multiplications than it does.
+    """
+
+    rank_ratio: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """The rank left, as a share of the layer's smaller side."""
+    energy: float | None = Field(default_factory=_energy, gt=0.0, lt=1.0)
+    """The smallest rank that keeps this share of the squared singular values. Default: 0.9, without rank_ratio."""
+    min_size: int = Field(default=64, ge=2, le=65_536)
+    """Layers whose smaller side is less stay as they are."""
+    convolutions: bool = False
+    """Convolutions too: one with few channels, then one of 1×1."""
+    ignore: tuple[str, ...] = ()
+    """Layers, or blocks of them, that stay as they are."""
+    recover: Recover = Recover()
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "LowRank":
+        if self.rank_ratio is not None and self.energy is not None:
+            raise illegal("the rank is given twice", "rank_ratio or energy", at="energy")
         return self
 
 
@@ -112,6 +195,8 @@ class Budget(Section):
 
 class Compress(Section):
     prune: Prune | None = None
+    low_rank: LowRank | None = None
+    """Of the pruned model where there is one, else of the dense."""
     quantize: Quantize | None = None
     pack: Pack | None = None
     """Of the dense model, whatever else is made of it."""

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -12,7 +12,10 @@ from jobs.spec.model import Model
 from jobs.spec.problems import entry, problems_of, sections_in
 from jobs.spec.read import parse_yaml
 from jobs.spec.search import SEARCHABLE_PREFIXES, UNSEARCHABLE
+from jobs.spec.space import Space, completed, pairs, probes
 from jobs.spec.train import Train
+
+Document = TypeVar("Document", bound=BaseModel)
 
 
 def with_assignments(document: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
@@ -64,16 +67,23 @@ def _new_section(path: str) -> dict[str, Any]:
 
 def parse(document: dict[str, Any], *, check_space: bool = True) -> JobSpec:
     """Validates a document into a JobSpec. Raises SpecError with every problem found."""
+    spec = validated(JobSpec, document)
+    if problems := _space_problems(spec) if check_space else []:
+        raise SpecError(problems)
+    return spec
+
+
+def validated(section: type[Document], document: dict[str, Any]) -> Document:
+    """Validates a document, in which nothing is rewritten. Raises SpecError with every problem found."""
     if problems := _unwritable(document, ""):
         raise SpecError(problems)
     try:
-        spec = JobSpec.model_validate(document)
+        found = section.model_validate(document)
     except ValidationError as error:
         raise SpecError(problems_of(error, document)) from None
-    problems = _coerced(document, spec.resolved(), "") or (_space_problems(spec) if check_space else [])
-    if problems:
+    if problems := _coerced(document, found.model_dump(mode="json", by_alias=True), ""):
         raise SpecError(problems)
-    return spec
+    return found
 
 
 def _unwritable(node: Any, path: str) -> list[Problem]:
@@ -117,7 +127,10 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
     if spec.search is None:
         return problems
     base = spec.document()
-    for key, dimension in spec.search.space.items():
+    # What a trial is made of: the choices change which other keys there are. Where one of them is wrong, it is said
+    # of that one alone.
+    beside_choices = _refusal(base, completed(spec.search.space, {})) is None
+    for key in spec.search.space:
         where = f"search.space.{key}"
         if not key.startswith(SEARCHABLE_PREFIXES) or key in UNSEARCHABLE:
             known = _known_paths(JobSpec)
@@ -134,15 +147,32 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
                 )
             )
             continue
-        for value in dimension.probes:
-            try:
-                parse(with_values(base, {key: value}), check_space=False)
-            except SpecError as error:
-                first = error.problems[0]
-                message = first.message if first.path == key else f"{first.path}: {first.message}"
-                problems.append(Problem(where, message, value, first.allowed, first.nearest))
-                break
+        if problem := _illegal_value(spec.search.space, key, base, beside_choices):
+            problems.append(problem)
     return problems
+
+
+def _illegal_value(space: Space, key: str, base: dict[str, Any], beside_choices: bool) -> Problem | None:
+    """The first of the probed values of a searched key that no trial could have, alone or beside another choice."""
+    for values in (*probes(space, key), *(pairs(space, key) if beside_choices else ())):
+        together = completed(space, values) if beside_choices else values
+        if (error := _refusal(base, together)) is None:
+            continue
+        first = error.problems[0]
+        message = first.message if first.path == key else f"{first.path}: {first.message}"
+        others = [f"{other} = {value}" for other, value in values.items() if other != key]
+        if others:
+            message += f" (beside {', '.join(others)})"
+        return Problem(f"search.space.{key}", message, values[key], first.allowed, first.nearest)
+    return None
+
+
+def _refusal(base: dict[str, Any], values: dict[str, Any]) -> SpecError | None:
+    try:
+        parse(with_values(base, values), check_space=False)
+    except SpecError as error:
+        return error
+    return None
 
 
 def _known_paths(section: type[BaseModel], prefix: str = "") -> list[str]:

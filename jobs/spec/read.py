@@ -44,10 +44,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """Reads a YAML (or JSON, its subset) file of limited size, depth and number of nodes. Raises SpecError."""
+def read_document(path: Path, *, what: str = "job spec", keys: str = "name, data, model, train, …") -> dict[str, Any]:
+    """Reads a YAML (or JSON, its subset) file of limited size, depth and number of nodes. Raises SpecError.
+
+    Args:
+        what: the file should be.
+        keys: it should hold; for messages.
+    """
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that no file system takes
-        raise SpecError.at("", f"{path} is a folder, not a job spec")
+        raise SpecError.at("", f"{path} is a folder, not a {what}")
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_SPEC_BYTES + 1)
@@ -59,12 +64,12 @@ def read_document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SpecError.at("", f"cannot read {path}: {error.strerror}") from None
     if len(raw) > MAX_SPEC_BYTES:
-        raise SpecError.at("", f"{path} is larger than a job spec may be", allowed=f"{MAX_SPEC_BYTES} bytes")
+        raise SpecError.at("", f"{path} is larger than a {what} may be", allowed=f"{MAX_SPEC_BYTES} bytes")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SpecError.at("", f"{path} is not UTF-8 text (byte {error.start})") from None
-    return parse_yaml(_json_as_yaml(text, str(path)) if path.suffix == ".json" else text, str(path))
+    return parse_yaml(_json_as_yaml(text, str(path)) if path.suffix == ".json" else text, str(path), keys)
 
 
 def _json_as_yaml(text: str, origin: str) -> str:
@@ -84,7 +89,7 @@ def _json_as_yaml(text: str, origin: str) -> str:
         raise SpecError.at("", f"{origin} is not valid JSON: {error}") from None
 
 
-def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+def parse_yaml(text: str, origin: str, keys: str = "name, data, model, train, …") -> dict[str, Any]:
     """Parses YAML text into a JSON-able mapping. Raises SpecError."""
     try:
         depth = 0
@@ -102,7 +107,7 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     except RecursionError:
         raise SpecError.at("", f"{origin} is nested too deeply", allowed=f"{MAX_SPEC_DEPTH} levels") from None
     if not isinstance(document, dict):
-        raise SpecError.at("", f"{origin} must hold a mapping of keys", document, "name, data, model, train, …")
+        raise SpecError.at("", f"{origin} must hold a mapping of keys", document, keys)
     if _expanded_size(document, {}) > MAX_SPEC_NODES:
         raise SpecError.at("", f"{origin} expands to too many values", allowed=f"{MAX_SPEC_NODES} values")
     return document

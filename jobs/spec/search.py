@@ -1,68 +1,23 @@
 """`search:` which keys of the spec are searched, by what algorithm, for which objectives."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from jobs.section import Section, illegal, not_supported_yet
-
-Value = bool | int | float | str
-
-
-class Dimension(Section):
-    """The values one key may take: exactly one of the kinds."""
-
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    int_uniform: tuple[int, int] | None = Field(default=None, alias="int")
-    int_loguniform: tuple[int, int] | None = Field(default=None, alias="logint")
-    choice: tuple[Value, ...] | None = None
-
-    @model_validator(mode="after")
-    def _legal(self) -> "Dimension":
-        kinds = "uniform: [low, high], loguniform: [low, high], int: [low, high], logint: [low, high], choice: [values]"
-        if sum(value is not None for _, value in self) != 1:
-            raise illegal("a search dimension names exactly one kind", kinds)
-        if self.choice is not None:
-            if not self.choice:
-                raise illegal("a choice without values can't be searched", "at least one value")
-            if len({(type(v), v) for v in self.choice}) != len(self.choice):
-                raise illegal("a choice lists the same value twice", "each value once")
-        if self.bounds is not None:
-            low, high = self.bounds
-            if low >= high:
-                raise illegal(f"the range is empty: low {low} is not below high {high}", "low < high")
-            if (self.loguniform or self.int_loguniform) and low <= 0:
-                raise illegal(f"a logarithmic range can't begin at {low}", "low > 0")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        return self.uniform or self.loguniform or self.int_uniform or self.int_loguniform
-
-    @property
-    def probes(self) -> tuple[Value, ...]:
-        """The ends of a range, and values within that are none of the round ones: legal there, legal throughout."""
-        if (whole := self.int_uniform or self.int_loguniform) is not None:
-            low, high = whole
-            return tuple(dict.fromkeys((low, high, low + 1, (low + high) // 2)))
-        if (range_ := self.uniform or self.loguniform) is not None:
-            low_end, high_end = range_
-            return low_end, high_end, low_end + (high_end - low_end) * 0.381966
-        return self.choice or ()
-
-    @property
-    def grid(self) -> tuple[Value, ...] | None:
-        """All the values, where they are few enough to list: choices, and integers up to 1,000 of them."""
-        if self.choice is not None:
-            return self.choice
-        if self.int_uniform is not None and self.int_uniform[1] - self.int_uniform[0] < 1000:
-            return tuple(range(self.int_uniform[0], self.int_uniform[1] + 1))
-        return None
-
+from jobs.spec.dimension import MAX_GRID_VALUES, Dimension
+from jobs.spec.space import Grid, is_conditional, space_problem
 
 Direction = Literal["min", "max"]
 Phase = Literal["train", "compress", "joint"]
+Algorithm = Literal["random", "grid", "tpe", "gp", "nsga2", "cmaes", "qmc"]
+
+CONDITIONAL_ALGORITHMS = ("random", "grid", "tpe", "qmc")
+"""Those that learn about a key that is not always there, or that learn nothing anyway."""
+STARTUP_TRIALS = 10
+"""Trials that tpe and gp draw at random, before there is something to learn from."""
 
 
 class Objectives(Section):
@@ -73,10 +28,15 @@ class Objectives(Section):
     latency_ms: Literal["min"] | None = None
     bytes: Literal["min"] | None = None
 
+    @property
+    def of_files(self) -> tuple[str, ...]:
+        """The objectives that only a written file has."""
+        return tuple(name for name in ("latency_ms", "bytes") if getattr(self, name) is not None)
+
 
 class Search(Section):
     trials: int = Field(default=16, ge=1, le=1_000_000)
-    algorithm: Literal["random", "grid", "tpe", "gp", "nsga2", "cmaes", "qmc"] = "tpe"
+    algorithm: Algorithm = "tpe"
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "asha"
     grace_epochs: int = Field(default=1, ge=1)
     """Epochs that every trial gets before the scheduler may stop it."""
@@ -92,8 +52,6 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Search":
-        if self.algorithm in ("gp", "nsga2", "cmaes", "qmc"):
-            raise not_supported_yet(f"search algorithm {self.algorithm}", at="algorithm")
         if self.scheduler in ("hyperband", "median", "pbt"):
             raise not_supported_yet(f"search scheduler {self.scheduler}", at="scheduler")
         if self.winners > self.trials:
@@ -102,15 +60,62 @@ class Search(Section):
                 f"1 to {self.trials}",
                 at="winners",
             )
-        if self.algorithm == "grid":
-            endless = [key for key, dimension in self.space.items() if dimension.grid is None]
+        problem = space_problem(self.space) or self._split_condition() or self._beyond_the_algorithm()
+        if problem is not None:
+            raise problem
+        if self.phases() == ("train",) and self.objectives.of_files:
+            name = self.objectives.of_files[0]
+            raise illegal(
+                f"a search of training keys alone, in staged mode, makes no files whose {name} could be measured",
+                "metric; or mode joint, or compression keys in the space",
+                at=f"objectives.{name}",
+            )
+        return self
+
+    def _split_condition(self) -> PydanticCustomError | None:
+        """A condition across the two phases of a staged search could never be looked at."""
+        if self.mode == "joint":
+            return None
+        for part in self.split_space():
+            for key, dimension in part.items():
+                for parent in dimension.conditions:
+                    if parent not in part:
+                        message = f"{key} depends on {parent}, which another phase of a staged search sets"
+                        return illegal(message, "mode joint", at=f"space.{key}.when")
+        return None
+
+    def _beyond_the_algorithm(self) -> PydanticCustomError | None:
+        """What the algorithm would pass over in silence, drawing at random instead."""
+        name = self.algorithm
+        if name == "grid":
+            endless = [key for key, dimension in self.space.items() if not dimension.countable]
             if endless:
-                raise illegal(
+                return illegal(
                     f"a grid needs countable dimensions, and {', '.join(endless)} is continuous",
-                    "choice, or int with up to 1000 values",
+                    f"choice, or int or uniform with a step, with up to {MAX_GRID_VALUES} values",
                     at="space",
                 )
-        return self
+        if name == "cmaes":
+            if choices := [key for key, dimension in self.space.items() if dimension.choice is not None]:
+                return illegal(
+                    f"cmaes adapts a normal distribution, and {', '.join(choices)} is a choice, which has none",
+                    "tpe, gp, nsga2, qmc, random or grid, or numbers alone",
+                    at="algorithm",
+                )
+            if self.objectives.of_files and self.phases() != ("train",):
+                named = ", ".join(("metric", *self.objectives.of_files))
+                return illegal(
+                    f"cmaes has one objective, and these are several: {named}",
+                    "tpe, gp, nsga2, qmc, random or grid, or the metric alone",
+                    at="algorithm",
+                )
+        if name not in CONDITIONAL_ALGORITHMS and is_conditional(self.space):
+            return illegal(
+                f"{name} would draw keys with a condition (when) at random, and learn nothing of them",
+                ", ".join(CONDITIONAL_ALGORITHMS),
+                at="algorithm",
+            )
+        return None
 
     def phases(self) -> tuple[Phase, ...]:
         """The searches that are run one after another."""
@@ -127,15 +132,42 @@ class Search(Section):
 
     def num_trials(self, phase: Phase) -> int:
         """How many trials a phase has; a grid is not larger than its points."""
-        wanted = self.trials
-        if phase == "compress" and len(self.phases()) > 1:
-            wanted = self.compress_trials or -(-self.trials // 2)
+        wanted = self._wanted(phase)
         if self.algorithm == "grid":
-            points = 1
-            for dimension in self.dimensions(phase).values():
-                points *= len(dimension.grid or ())
-            return min(wanted, points)
+            return min(wanted, Grid(self.dimensions(phase)).size)
         return wanted
+
+    def _wanted(self, phase: Phase) -> int:
+        if phase == "compress" and len(self.phases()) > 1:
+            return self.compress_trials or -(-self.trials // 2)
+        return self.trials
+
+    def population(self, phase: Phase) -> int:
+        """Trials of a generation: as many as Optuna's NSGA-II has, fewer where five generations would not fit;
+        for CMA-ES, Hansen's 4 + 3 ln(dimensions)."""
+        if self.algorithm == "cmaes":
+            return 4 + math.floor(3 * math.log(len(self.dimensions(phase))))
+        return max(4, min(50, self.num_trials(phase) // 5))
+
+    def remarks(self) -> list[str]:
+        """What is legal, and may not be what was meant."""
+        found = []
+        for phase in self.phases():
+            trials = self.num_trials(phase)
+            of = f" of the phase {phase}" if len(self.phases()) > 1 else ""
+            if self.algorithm == "grid" and (size := Grid(self.dimensions(phase)).size) > trials:
+                found.append(f"the grid{of} has {size} points, of which {trials} are tried, drawn evenly at random")
+            if self.algorithm in ("tpe", "gp") and trials <= STARTUP_TRIALS:
+                found.append(
+                    f"{self.algorithm} draws its first {STARTUP_TRIALS} trials at random: "
+                    f"all {trials} trials{of} are random ones"
+                )
+            if self.algorithm in ("nsga2", "cmaes") and trials <= (size := self.population(phase)):
+                found.append(
+                    f"a generation of {self.algorithm} has {size} trials: all {trials} trials{of} belong to the first, "
+                    "which has nothing to learn from"
+                )
+        return found
 
     def split_space(self) -> tuple[dict[str, Dimension], dict[str, Dimension]]:
         """The dimensions that affect training, and those that only affect compression."""

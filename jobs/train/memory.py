@@ -12,7 +12,8 @@ allocator and the libraries hold is not in here; neither are parameters that ZeR
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 from jobs.layout import BatchShare, ParallelLayout, stages_of
@@ -40,6 +41,9 @@ class _Share:
         received, sent: activations of one sample that cross its borders; 0 at the ends of the model.
         tied: parameters that it has in common with another stage.
         reduced: activations of one sample that tensor peers sum or gather in the forward pass.
+        sums: how many such sums there are.
+        borders: activations of one sample that go into its blocks.
+        largest_activations: those kept of its largest block.
     """
 
     params: int
@@ -50,6 +54,35 @@ class _Share:
     sent: int = 0
     tied: int = 0
     reduced: int = 0
+    sums: int = 0
+    borders: int = 0
+    largest_activations: int = 0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a worker of one stage sends in a step, in bytes, and how many messages it waits for, one after another.
+
+    A ring of n sends n − 1 messages for each time that it hands all values around: twice in an all-reduce, once in an
+    all-gather or a reduce-scatter (Thakur, Rabenseifner & Gropp 2005, section 4).
+
+    Attributes:
+        data: with data-parallel peers.
+        tensor: with tensor peers.
+        pipeline: to the stages beside, and to the one that has the same tied weights.
+    """
+
+    data: int = 0
+    tensor: int = 0
+    pipeline: int = 0
+    data_messages: int = 0
+    tensor_messages: int = 0
+    pipeline_messages: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return self.data + self.tensor + self.pipeline
 
 
 def estimate(
@@ -91,17 +124,51 @@ def communication_bytes(model: ModelSummary, layout: ParallelLayout, share: Batc
     Tensor peers sum activations, in both directions (Shoeybi et al. 2019, section 3); stages hand them on, and their
     gradients back.
     """
+    return max(traffic.total for traffic in stage_traffic(model, layout, share, precision=precision))
+
+
+def stage_traffic(
+    model: ModelSummary, layout: ParallelLayout, share: BatchShare, *, precision: str
+) -> tuple[Traffic, ...]:
+    """What a worker of each stage sends in a step: the volumes of `communication_bytes`, apart."""
     width = _width(precision)
     samples = share.micro * share.accumulation
     volumes = (2, 3, 2 * share.accumulation + 1, 3 * share.accumulation)[layout.zero_stage]
+    at_once = BUCKET_VALUES if layout.zero_stage else _WHOLE_REDUCTION_VALUES
 
-    def sent(part: _Share) -> int:
-        data = volumes * part.params * (layout.data - 1) // layout.data
-        tensor = 2 * part.reduced * samples * 2 * (layout.tensor - 1) // layout.tensor
-        pipeline = (part.received + part.sent) * samples + part.tied
-        return width * (data + tensor + pipeline)
+    def of(part: _Share) -> Traffic:
+        neighbours = (part.received > 0) + (part.sent > 0)
+        return Traffic(
+            data=width * (volumes * part.params * (layout.data - 1) // layout.data),
+            tensor=width * (2 * part.reduced * samples * 2 * (layout.tensor - 1) // layout.tensor),
+            pipeline=width * ((part.received + part.sent) * samples + part.tied),
+            data_messages=volumes * (layout.data - 1) * -(-part.params // at_once),
+            tensor_messages=2 * part.sums * share.accumulation * 2 * (layout.tensor - 1),
+            pipeline_messages=neighbours * share.accumulation + (part.tied > 0),
+        )
 
-    return max(map(sent, _shares(model, layout, share)))
+    return tuple(map(of, _shares(model, layout, share)))
+
+
+def worker_params(model: ModelSummary, layout: ParallelLayout) -> int:
+    """Parameters of the worker that has the most, before ZeRO divides them."""
+    return max(part.params for part in _parts(model, layout.tensor, layout.pipeline))
+
+
+def update_bytes(optimizer: str) -> int:
+    """Bytes that an update moves a parameter: weight and states in fp32, read and written, and the gradient."""
+    return _FP32 * (2 * (1 + _STATES[optimizer]) + 1)
+
+
+def recomputed_activations(model: ModelSummary, layout: ParallelLayout, share: BatchShare, *, precision: str) -> int:
+    """Bytes of activations if only what goes into each block were kept, and the rest computed again.
+
+    A block's own come back one block at a time (Chen et al. 2016; Korthikanti et al. 2022, section 5). Not what the
+    engine does: it keeps them all.
+    """
+    width = _width(precision) * share.micro
+    parts = _shares(model, layout, share)
+    return max(width * (part.borders * part.in_flight + part.largest_activations) for part in parts)
 
 
 def _estimate(
@@ -111,8 +178,9 @@ def _estimate(
     partition = -(-part.params // layout.data)
     offload = layout.offload != "none"
     whole_bytes, partition_bytes = part.params * width, partition * width
-    # ZeRO updates a flat copy of its own, in fp32; but at stage 3 in fp32 the flat parameters themselves.
-    master = _FP32 if stage and not (stage == 3 and precision == "fp32" and not offload) else 0
+    # Mixed precision updates a copy in fp32. So does ZeRO, but at stage 3 in fp32 the flat parameters themselves.
+    copies = precision != "fp32" or (stage > 0 and not (stage == 3 and not offload))
+    master = _FP32 if copies else 0
     states = (_FP32 * _STATES[optimizer] + master) * (partition if stage else part.params)
     parameters = partition_bytes if stage == 3 else whole_bytes
     gradients = partition_bytes if stage >= 2 else whole_bytes
@@ -160,40 +228,65 @@ def _gradients_with_copies(part: _Share, layout: ParallelLayout, share: BatchSha
 
 def _shares(model: ModelSummary, layout: ParallelLayout, share: BatchShare) -> Iterator[_Share]:
     """What the workers of each stage have."""
-    if layout.pipeline == 1:
-        params = model.params - _saved(sum(block.split_params for block in model.blocks), layout)
-        activations = model.activations - _saved(sum(block.split_activations for block in model.blocks), layout)
-        largest = max((_params(block, layout) for block in model.blocks), default=params)
-        reduced = sum(block.tensor_values for block in model.blocks)
-        yield _Share(params, largest, activations, reduced=reduced)
-        return
-    bounds = stages_of(model, layout.pipeline)
+    for stage, part in enumerate(_parts(model, layout.tensor, layout.pipeline)):
+        yield replace(part, in_flight=min(share.accumulation, layout.pipeline - stage))
+
+
+@lru_cache(maxsize=256)
+def _parts(model: ModelSummary, tensor: int, pipeline: int) -> tuple[_Share, ...]:
+    """What each stage has, whatever the batch: a search over layouts asks again and again."""
+    if pipeline == 1:
+        blocks = model.blocks
+        params = model.params - _saved(sum(block.split_params for block in blocks), tensor)
+        activations = model.activations - _saved(sum(block.split_activations for block in blocks), tensor)
+        return (
+            _Share(
+                params,
+                max((_params(block, tensor) for block in blocks), default=params),
+                activations,
+                reduced=sum(block.tensor_values for block in blocks),
+                sums=sum(block.tensor_sums for block in blocks),
+                borders=sum(prod(block.output_shape) for block in blocks[:-1]),
+                largest_activations=max((_activations(block, tensor) for block in blocks), default=activations),
+            ),
+        )
+    return tuple(_stage_parts(model, tensor, pipeline))
+
+
+def _stage_parts(model: ModelSummary, tensor: int, pipeline: int) -> Iterator[_Share]:
     tied = model.tied_params
     if model.blocks[0].split_params >= tied:
-        tied -= _saved(tied, layout)
-    for stage, indices in enumerate(bounds):
+        tied -= _saved(tied, tensor)
+    for stage, indices in enumerate(stages_of(model, pipeline)):
         blocks = [model.blocks[index] for index in indices]
-        first, last = stage == 0, stage == layout.pipeline - 1
-        sizes = [_params(block, layout) for block in blocks]
+        first, last = stage == 0, stage == pipeline - 1
+        sizes = [_params(block, tensor) for block in blocks]
+        received = 0 if first else prod(model.blocks[indices[0] - 1].output_shape)
         yield _Share(
             params=sum(sizes) + (tied if last else 0),
             largest=max(sizes) + (tied if last else 0),
-            activations=sum(block.activations - _saved(block.split_activations, layout) for block in blocks),
-            in_flight=min(share.accumulation, layout.pipeline - stage),
-            received=0 if first else prod(model.blocks[indices[0] - 1].output_shape),
+            activations=sum(_activations(block, tensor) for block in blocks),
+            received=received,
             sent=0 if last else prod(blocks[-1].output_shape),
             tied=tied if first or last else 0,
             reduced=sum(block.tensor_values for block in blocks),
+            sums=sum(block.tensor_sums for block in blocks),
+            borders=received + sum(prod(block.output_shape) for block in blocks[:-1]),
+            largest_activations=max(_activations(block, tensor) for block in blocks),
         )
 
 
-def _params(block: BlockSummary, layout: ParallelLayout) -> int:
-    return block.params - _saved(block.split_params, layout)
+def _params(block: BlockSummary, tensor: int) -> int:
+    return block.params - _saved(block.split_params, tensor)
 
 
-def _saved(split: int, layout: ParallelLayout) -> int:
+def _activations(block: BlockSummary, tensor: int) -> int:
+    return block.activations - _saved(block.split_activations, tensor)
+
+
+def _saved(split: int, tensor: int) -> int:
     """Of values that tensor peers divide, those that a worker does not have."""
-    return split - -(-split // layout.tensor)
+    return split - -(-split // tensor)
 
 
 def _width(precision: str) -> int:

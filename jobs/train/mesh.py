@@ -1,11 +1,13 @@
 """Process groups and devices. The only file that knows the names of backends and devices."""
 
+import json
 import logging
 import os
 import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +17,9 @@ from jobs.context import Context
 from jobs.layout import Coordinate, ParallelLayout
 
 GROUP_TIMEOUT_S = 300
+_HEADER = 64
+"""Numbers that say what is sent from one stage to the next: how many tensors, and of each its type and shape."""
+_DTYPES = (torch.float32, torch.int64, torch.bool, torch.int32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def warm_up(context: Context, request: Any = None) -> None:
@@ -54,6 +59,24 @@ def _seat() -> str:
     return " ".join(os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
+def from_first(context: Context, document: Any) -> Any:
+    """What rank 0 has, on every rank: something that JSON can hold. Collective."""
+    if context.size == 1:
+        return document
+    warm_up(context)
+    from deepspeed import comm
+
+    content = json.dumps(document).encode()
+    length = torch.tensor([len(content)], dtype=torch.int64, device=device())
+    comm.broadcast(length, src=0)
+    if context.rank == 0:
+        values = torch.tensor(list(content), dtype=torch.uint8, device=device())
+    else:
+        values = torch.empty(int(length), dtype=torch.uint8, device=device())
+    comm.broadcast(values, src=0)
+    return json.loads(bytes(values.cpu().tolist()))
+
+
 def disband() -> None:
     """Ends the process group, so that these processes, or some of them, can form another one."""
     from deepspeed import comm
@@ -62,12 +85,17 @@ def disband() -> None:
 
     if not comm.is_initialized():
         return
+    _GROUPS.clear()
     comm.destroy_process_group()
     comm.comm.cdb = None
     # ZeRO 3 numbers modules and parameters for the life of a process, and compares the numbers among the ranks: those
     # of different ages would not agree.
     Init.param_id = 0
     DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__ = ([0],)
+
+
+_GROUPS: dict[tuple[int, ...], Any] = {}
+"""Of this process, by their ranks. All ranks have made them in one order, since all have run the same trainings."""
 
 
 class Mesh:
@@ -84,7 +112,6 @@ class Mesh:
         self.layout, self.rank, self.device = layout, rank, device()
         self.coordinate = layout.coordinate(rank)
         self._comm, self._create_group = comm, comm.new_group
-        self._groups: list[Any] = []
         # Every rank makes every group, in one order, whether it belongs to it or not.
         for ranks in _lines(layout, "data"):
             group = self.new_group(ranks)
@@ -96,15 +123,17 @@ class Mesh:
                 self.tensor_group = group
 
     def new_group(self, ranks: list[int]) -> Any:
-        """A group of ranks, which ends with the mesh. Collective."""
+        """The group of these ranks, which lasts as long as the process group: trainings share it. Collective."""
         if self.layout.size == 1:
             return self._comm.get_world_group()  # which is there, and costs no threads
-        self._groups.append(self._create_group(ranks))
-        return self._groups[-1]
+        key = tuple(ranks)
+        if key not in _GROUPS:
+            _GROUPS[key] = self._create_group(ranks)
+        return _GROUPS[key]
 
     @contextmanager
-    def adopting_groups(self) -> Iterator[None]:
-        """Takes over the groups that DeepSpeed makes meanwhile, and never ends: each has threads of its own."""
+    def sharing_groups(self) -> Iterator[None]:
+        """Has DeepSpeed share the groups too: it makes its own for each training, with threads that never end."""
         self._comm.new_group = self.new_group
         try:
             yield
@@ -139,20 +168,45 @@ class Mesh:
             self._comm.broadcast(values, src=source)
         return values
 
+    def send(self, state: Any, stage: int) -> None:
+        """Hands a tensor, or a tuple of them, to the same place in another stage, which must `receive` it."""
+        tensors = state if isinstance(state, tuple) else (state,)
+        header = [len(tensors), isinstance(state, tuple)]
+        for tensor in tensors:
+            header += [_DTYPES.index(tensor.dtype), tensor.dim(), *tensor.shape]
+        header += [0] * (_HEADER - len(header))
+        peer = self._peer(stage)
+        self._comm.send(torch.tensor(header, dtype=torch.int64, device=self.device), peer)
+        for tensor in tensors:
+            self._comm.send(tensor.contiguous(), peer)
+
+    def receive(self, stage: int) -> Any:
+        """What another stage has sent here, in the order in which it did."""
+        peer = self._peer(stage)
+        received = torch.empty(_HEADER, dtype=torch.int64, device=self.device)
+        self._comm.recv(received, peer)
+        header = iter(received.tolist())
+        count, is_tuple = next(header), next(header)
+        tensors = []
+        for _ in range(count):
+            dtype, dims = _DTYPES[next(header)], next(header)
+            tensors.append(torch.empty([next(header) for _ in range(dims)], dtype=dtype, device=self.device))
+        for tensor in tensors:
+            self._comm.recv(tensor, peer)
+        return tuple(tensors) if is_tuple else tensors[0]
+
+    def _peer(self, stage: int) -> int:
+        return self.layout.rank(replace(self.coordinate, pipeline=stage))
+
     def barrier(self) -> None:
         if self.layout.size > 1:
             self._comm.barrier()
 
     def close(self) -> None:
-        """Ends the groups, and makes DeepSpeed forget them. Their threads end once nothing refers to them any more."""
+        """Makes DeepSpeed forget the groups."""
         from deepspeed.utils import groups
 
         groups.mpu = None
-        while self._groups:
-            group = self._groups.pop()
-            if group != torch.distributed.GroupMember.NON_GROUP_MEMBER:
-                self._comm.destroy_process_group(group)
-        del self.data_group, self.tensor_group
 
     # -- what DeepSpeed asks of an mpu
 

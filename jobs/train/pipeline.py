@@ -53,7 +53,7 @@ class PipelinedEngine(Engine):
         topology = PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
         # One layer a stage; of those of other stages, nothing but their number matters.
         layers = [self.module if stage == here else nn.Identity() for stage in range(layout.pipeline)]
-        with self.mesh.adopting_groups():
+        with self.mesh.sharing_groups():
             with redirect_stdout(io.StringIO()):  # DeepSpeed prints its partition
                 pipe = PipelineModule(
                     layers, topology=topology, loss_fn=self._loss, partition_method="uniform", seed_layers=False

@@ -212,7 +212,8 @@ def _scale(study: Study, key: str, start: float, end: float) -> Scale:
     """The scale that the space itself has: logarithmic, whole numbers, choices."""
     space = study.space.get(key)
     values = [trial.params[key] for trial in study.trials if key in trial.params]
-    kind, bounds = next(iter(space.items())) if isinstance(space, dict) and space else ("", None)
+    given = {k: v for k, v in space.items() if k not in ("step", "when") and v} if isinstance(space, dict) else {}
+    kind, bounds = next(iter(given.items()), ("", None))
     numeric = [value for value in map(number, values) if value is not None]
     if kind == "choice" or len(numeric) < len(values) or not values:
         listed = bounds if kind == "choice" and bounds is not None else sorted(set(map(str, values)))

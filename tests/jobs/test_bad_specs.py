@@ -44,6 +44,12 @@ def check(error: SpecError, path: str, parts: tuple[str, ...]) -> None:
     assert any(all(part in text for part in parts) for text in texts), f"{parts} are not all in {texts}"
 
 
+def conditional(when: dict[str, Any], **search: Any) -> dict[str, Any]:
+    parent = {"choice": ["sgd", "adamw"]}
+    return {"search": {"space": {OPTIMIZER: parent, MOMENTUM: {"uniform": [0.5, 0.9], "when": when}}, **search}}
+
+
+OPTIMIZER, MOMENTUM = "train.optimizer.name", "train.optimizer.momentum"
 LR = "train.optimizer.lr"
 DROPOUT = "model.args.dropout"
 SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
@@ -118,6 +124,9 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("below 1.0",),
     ),
     "ratio of one": ({"compress.prune.ratio": 1.0}, "compress.prune.ratio", ("got 1.0", "below 1.0")),
+    "ratio of zero": ({"compress.prune.ratio": 0}, "compress.prune.ratio", ("got 0", "above 0.0")),
+    "all of four": ({"compress.prune": {"method": "nm", "n": 4}}, "compress.prune.n", ("got 4", "at most 3")),
+    "energy of one": ({"compress.low_rank.energy": 1.0}, "compress.low_rank.energy", ("below 1.0",)),
     "weight of zero": (
         {"compress.prune.recover.distill.weight": 0},
         "compress.prune.recover.distill.weight",
@@ -286,6 +295,161 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "search.space",
         (f"{DROPOUT} is continuous", "choice"),
     ),
+    "a grid over a thousand values": (
+        space("train.batch_size", {"int": [1, 1001]}, algorithm="grid"),
+        "search.space",
+        ("continuous", "up to 1000 values"),
+    ),
+    "steps that do not fit": (
+        space(DROPOUT, {"uniform": [0, 0.5], "step": 0.2}),
+        f"search.space.{DROPOUT}.step",
+        ("got 0.2", "no whole number of steps"),
+    ),
+    "a step larger than the range": (
+        space("train.batch_size", {"int": [16, 32], "step": 32}),
+        "search.space.train.batch_size.step",
+        ("no whole number of steps",),
+    ),
+    "half a step": (
+        space("train.batch_size", {"int": [16, 32], "step": 0.5}),
+        "search.space.train.batch_size.step",
+        ("whole number",),
+    ),
+    "no step": (space(DROPOUT, {"uniform": [0, 0.5], "step": 0}), f"search.space.{DROPOUT}.step", ("above 0",)),
+    "steps in logarithms": (
+        space(LR, {"loguniform": [1e-4, 1e-1], "step": 0.01}),
+        f"search.space.{LR}.step",
+        ("uniform and int",),
+    ),
+    "steps onto what is illegal": (
+        space("model.args.kernel", {"int": [3, 7], "step": 2}),
+        "search.space.model.args.kernel",
+        ("got 7", "3 or 5"),
+    ),
+    # Conditions.
+    "a parent that is not searched": (
+        space(MOMENTUM, {"uniform": [0.5, 0.9], "when": {OPTIMIZER: "sgd"}}),
+        f"search.space.{MOMENTUM}.when",
+        (OPTIMIZER, "not searched", "a choice of the space"),
+    ),
+    "a misspelt parent": (
+        conditional({"train.optimizer.nam": "sgd"}),
+        f"search.space.{MOMENTUM}.when",
+        (f"did you mean {OPTIMIZER!r}",),
+    ),
+    "a value that the parent never takes": (
+        conditional({OPTIMIZER: "sgdd"}),
+        f"search.space.{MOMENTUM}.when",
+        ("never takes", "'sgdd'", "sgd, adamw", "did you mean 'sgd'"),
+    ),
+    "a condition of another type": (
+        {"search": {"space": {LR: {"choice": [1, 2], "when": {DROPOUT: True}}, DROPOUT: {"choice": [0, 1]}}}},
+        f"search.space.{LR}.when",
+        ("never takes", "True", "0, 1"),
+    ),
+    "no value of the parent": (
+        conditional({OPTIMIZER: []}),
+        f"search.space.{MOMENTUM}.when",
+        ("never there", "sgd, adamw"),
+    ),
+    "no condition": (conditional({}), f"search.space.{MOMENTUM}.when", ("at least 1",)),
+    "a parent that is no choice": (
+        {"search": {"space": {DROPOUT: {"uniform": [0, 0.1], "when": {LR: 0.1}}, LR: {"uniform": [0.1, 0.2]}}}},
+        f"search.space.{DROPOUT}.when",
+        ("is no choice",),
+    ),
+    "a circle of conditions": (
+        {
+            "search": {
+                "space": {
+                    LR: {"choice": [0.1, 0.2], "when": {DROPOUT: 0.1}},
+                    DROPOUT: {"choice": [0.1, 0.2], "when": {LR: 0.1}},
+                }
+            }
+        },
+        f"search.space.{LR}.when",
+        ("depends on itself", "→"),
+    ),
+    "conditions that exclude one another": (
+        {
+            "search": {
+                "space": {
+                    OPTIMIZER: {"choice": ["sgd", "adamw"]},
+                    "train.optimizer.nesterov": {"choice": [True], "when": {OPTIMIZER: "sgd"}},
+                    LR: {"choice": [0.1], "when": {OPTIMIZER: "adamw", "train.optimizer.nesterov": True}},
+                }
+            }
+        },
+        f"search.space.{LR}.when",
+        ("never there", "exclude"),
+    ),
+    "a condition across phases": (
+        {
+            "search": {
+                "space": {
+                    "model.args.activation": {"choice": ["relu", "tanh"]},
+                    "compress.prune.ratio": {"uniform": [0.1, 0.5], "when": {"model.args.activation": "relu"}},
+                }
+            }
+        },
+        "search.space.compress.prune.ratio.when",
+        ("another phase", "joint"),
+    ),
+    "a key that only one of the choices has": (
+        {"search": {"space": {OPTIMIZER: {"choice": ["sgd", "adamw"]}, MOMENTUM: {"uniform": [0.5, 0.9]}}}},
+        f"search.space.{MOMENTUM}",
+        ("unknown key", f"beside {OPTIMIZER} = adamw"),
+    ),
+    "a condition under which the key is not there": (
+        conditional({OPTIMIZER: ["sgd", "adamw"]}),
+        f"search.space.{MOMENTUM}",
+        ("unknown key", f"beside {OPTIMIZER} = adamw"),
+    ),
+    "values that do not go together": (
+        {
+            "search": {
+                "space": {
+                    OPTIMIZER: {"choice": ["sgd"]},
+                    "train.optimizer.nesterov": {"choice": [False, True]},
+                    MOMENTUM: {"uniform": [0.0, 0.9]},
+                }
+            }
+        },
+        f"search.space.{MOMENTUM}",
+        ("nesterov needs a momentum above 0", "beside train.optimizer.nesterov = True"),
+    ),
+    # What an algorithm can't do.
+    "cmaes over choices": (
+        space("model.args.activation", {"choice": ["relu", "tanh"]}, algorithm="cmaes"),
+        "search.algorithm",
+        ("model.args.activation is a choice", "tpe"),
+    ),
+    "cmaes for two objectives": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, algorithm="cmaes", mode="joint", objectives={"bytes": "min"}),
+        "search.algorithm",
+        ("one objective", "metric, bytes", "nsga2"),
+    ),
+    "gp with conditions": (conditional({OPTIMIZER: "sgd"}, algorithm="gp"), "search.algorithm", ("gp", "tpe, qmc")),
+    "nsga2 with conditions": (
+        conditional({OPTIMIZER: "sgd"}, algorithm="nsga2"),
+        "search.algorithm",
+        ("got 'nsga2'", "learn nothing"),
+    ),
+    "an unknown algorithm": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, algorithm="cma-es"),
+        "search.algorithm",
+        ("did you mean 'cmaes'",),
+    ),
+    "an unknown objective": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, objectives={"latency": "min"}),
+        "search.objectives.latency",
+        ("unknown key", "did you mean 'latency_ms'"),
+    ),
+    "an objective of files that no phase makes": (
+        space(DROPOUT, {"uniform": [0, 0.1]}, objectives={"bytes": "min"}),
+        "search.objectives.bytes",
+        ("no files", "joint"),
+    ),
     "a direction that is worse": (
         space(DROPOUT, {"uniform": [0, 0.1]}, objectives={"metric": "min"}),
         "search.objectives.metric",
@@ -373,6 +537,49 @@ SPECS |= {
         "metric",
         ("got 'perplexity'",),
     ),
+    # Pruning.
+    "a ratio beside n:m": (
+        {"compress.prune": {"method": "nm", "ratio": 0.6}},
+        "compress.prune.ratio",
+        ("2:4 removes a share of 0.5", "leave it out"),
+    ),
+    "n:m in steps": ({"compress.prune": {"method": "nm", "steps": 3}}, "compress.prune.steps", ("at once",)),
+    "n without m's method": ({"compress.prune.n": 1}, "compress.prune.n", ("method: nm",)),
+    "n:m across layers": (
+        {"compress.prune": {"method": "nm", "global_pruning": True}},
+        "compress.prune.global_pruning",
+        ("the same share",),
+    ),
+    "importance of single weights": (
+        {"compress.prune": {"method": "magnitude", "importance": "taylor"}},
+        "compress.prune.importance",
+        ("got 'taylor'", "method: structured"),
+    ),
+    "heads of single weights": (
+        {"compress.prune": {"method": "magnitude", "what": ["heads"]}},
+        "compress.prune.what",
+        ("single weights",),
+    ),
+    "a misspelt part": (
+        {"compress.prune.what": ["head"]},
+        "compress.prune.what.0",
+        ("neurons", "did you mean 'heads'"),
+    ),
+    "a part twice": ({"compress.prune.what": ["heads", "heads"]}, "compress.prune.what", ("each part once",)),
+    "misspelt protection": ({"compress.prune.protect": "atuo"}, "compress.prune.protect", ("did you mean 'auto'",)),
+    "two measures of rank": (
+        {"compress.low_rank": {"energy": 0.9, "rank_ratio": 0.5}},
+        "compress.low_rank.energy",
+        ("rank_ratio or energy",),
+    ),
+    "a method that contradicts": (
+        {
+            "compress.prune": {"importance": "taylor"},
+            "search": {"space": {"compress.prune.method": {"choice": ["structured", "magnitude"]}}},
+        },
+        "search.space.compress.prune.method",
+        ("compress.prune.importance", "got 'magnitude'"),
+    ),
     # Codes.
     "a recommender of features": (
         {"data.source": TABLE, "data.target": "rating", "data.categories": "one_hot", "model": {"name": "recommender"}},
@@ -420,13 +627,10 @@ SPECS |= {
 }
 LATER: dict[str, tuple[dict[str, Any], str]] = {
     "ray_train": ({"resources.runtime": "ray_train"}, "resources.runtime"),
-    **{name: (space(DROPOUT, {"uniform": [0, 0.1]}, algorithm=name), "search.algorithm") for name in ("gp", "nsga2")},
-    **{name: (space(DROPOUT, {"uniform": [0, 0.1]}, algorithm=name), "search.algorithm") for name in ("cmaes", "qmc")},
     **{
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")
     },
-    **{name: ({"compress.prune.method": name}, "compress.prune.method") for name in ("magnitude", "nm")},
     **{
         name: ({"compress.quantize.schemes": [name]}, "compress.quantize.schemes")
         for name in ("bf16", "int8_qat", "int4_weight")

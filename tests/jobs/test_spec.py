@@ -363,7 +363,8 @@ def test_the_schema_is_one_and_names_every_section() -> None:
         "compress",
         "export",
     }
-    assert {"int", "logint", "uniform", "loguniform", "choice"} == set(schema["$defs"]["Dimension"]["properties"])
+    kinds = {"int", "logint", "uniform", "loguniform", "choice"}
+    assert kinds | {"step", "when"} == set(schema["$defs"]["Dimension"]["properties"])
     jsonschema.validate(LARGE, schema)
     jsonschema.validate(
         with_values(SMALL, {"train.schedule": "cosine", "data.augment": ["horizontal_flip"], "model.name": "a.b:c"}),

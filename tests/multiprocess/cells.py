@@ -137,6 +137,7 @@ def request_of(spec: JobSpec, layout: ParallelLayout, dataset: Path, folder: Pat
     # Two micro-batches a stage, so that a pipeline has something to interleave; of whole normalization groups.
     micro = max(8, BATCH // layout.data // (2 * layout.pipeline)) if layout.pipeline > 1 else None
     recipe = Recipe(spec.train, spec.data, spec.metric, layout=layout, micro_batch=micro)
+    folder.mkdir(parents=True, exist_ok=True)
     return TrainRequest(model=spec.resolved()["model"], recipe=recipe, dataset=dataset, folder=folder)
 
 

@@ -8,8 +8,8 @@ import torch
 
 from jobs.layout import ParallelLayout
 from jobs.models.build import load_model
-from jobs.requests import PruneRequest, Recipe, TrainRequest
-from jobs.spec.compress import Distill, Prune, Recover
+from jobs.requests import LowRankRequest, PruneRequest, Recipe, TrainRequest
+from jobs.spec.compress import Distill, LowRank, Prune, Recover
 from tests.multiprocess.cells import ONE, TOLERANCE, Cell, dataset_of, request_of, spec_of
 from tests.multiprocess.ranks import Ranks
 
@@ -53,3 +53,34 @@ def test_prune_and_recover_on_two_workers_gives_one_small_model(
     small = load_model(tmp_path / "pruned" / "model").eval()
     assert sum(p.numel() for p in small.parameters()) == first["params"]
     assert small(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_masked_weights_stay_exactly_zero_on_two_workers_under_zero(
+    ranks: Ranks, data_folder: Path, tmp_path: Path
+) -> None:
+    spec = spec_of("lstm", "adamw", data_folder)
+    dataset = dataset_of(spec, data_folder)
+    Cell(ranks, spec, ONE, data_folder, tmp_path / "dense")
+    section = Prune(method="magnitude", ratio=0.75, steps=2, recover=Recover(epochs=1, distill=Distill()))
+    recipe = request_of(spec, ParallelLayout(data=2, zero_stage=2), dataset, tmp_path).recipe
+    pruning = PruneRequest(section, tmp_path / "dense" / "model", recipe, dataset, tmp_path / "pruned")
+    first, second = ranks.run("jobs.compress.work:prune", pruning, 2)
+    assert first["nonzero_params"] == second["nonzero_params"]
+    dense, sparse = (dict(load_model(tmp_path / name / "model").named_parameters()) for name in ("dense", "pruned"))
+    for name, weight in sparse.items():
+        assert not torch.equal(weight, dense[name]), name  # it did train
+        if weight.dim() == 2:
+            assert int((weight == 0).sum()) == round(0.75 * weight.numel()), name
+
+
+def test_low_rank_is_the_same_on_two_workers(ranks: Ranks, data_folder: Path, tmp_path: Path) -> None:
+    spec = spec_of("transformer", "adamw", data_folder)
+    dataset = dataset_of(spec, data_folder)
+    Cell(ranks, spec, ONE, data_folder, tmp_path / "dense")
+    section = LowRank(rank_ratio=0.25, min_size=32, recover=Recover(epochs=1))
+    recipe = request_of(spec, ParallelLayout(data=2, zero_stage=3), dataset, tmp_path).recipe
+    request = LowRankRequest(section, tmp_path / "dense" / "model", recipe, dataset, tmp_path / "low")
+    first, second = ranks.run("jobs.compress.work:low_rank", request, 2)
+    assert first["ranks"] == second["ranks"]
+    assert len(first["ranks"]) == 18  # queries, keys, values, outputs and two feed-forward layers, three times
+    assert first["params"] == second["params"] < first["dense_params"]

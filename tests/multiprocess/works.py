@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
@@ -19,11 +20,14 @@ from jobs.context import Context
 from jobs.data import TrainingBatches
 from jobs.layout import ParallelLayout, share_batch
 from jobs.models.build import build
+from jobs.models.slices import StoredModel
 from jobs.records import Signature
 from jobs.requests import TrainRequest
 from jobs.spec.model import TransformerModel
 from jobs.spec.train import AdamW
+from jobs.train import loop
 from jobs.train.engine import Batch, Engine
+from jobs.train.inference import DividedModel
 from jobs.train.mesh import Mesh, warm_up
 from jobs.train.work import train
 
@@ -47,9 +51,11 @@ class _Ended:
         pass
 
     def stop_requested(self) -> bool:
-        # Asked at every tenth step.
-        self._looks += 10
+        self._looks += loop.SYNC_EVERY_STEPS
         return self._looks >= self._step
+
+    def beat(self) -> None:
+        pass
 
 
 def train_until(context: Context, request: Until) -> list[tuple[int, tuple[int, ...]]]:
@@ -79,11 +85,28 @@ def _listening(seen: list[tuple[int, tuple[int, ...]]]) -> Iterator[None]:
         seen.append((step, tuple(found[2].tolist())))
         return found
 
+    interval = loop.SYNC_EVERY_S
     TrainingBatches.share = share  # type: ignore[method-assign]
+    loop.SYNC_EVERY_S = 1e9  # looks at every tenth step, however slow the machine is
     try:
         yield
     finally:
         TrainingBatches.share = original  # type: ignore[method-assign]
+        loop.SYNC_EVERY_S = interval
+
+
+def network(input_shape: tuple[int, ...], outputs: int) -> nn.Sequential:
+    """A model of a user's own, whose first block has no parameters, and whose last keeps a constant of its own."""
+    return nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(*input_shape, 16), Shifted()), nn.Linear(16, outputs))
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.linspace(-1.0, 1.0, 16)  # no buffer: stored nowhere
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x + self.shift)
 
 
 @dataclass(frozen=True)
@@ -127,6 +150,23 @@ def memory_of(context: Context, request: Weighed) -> dict[str, int]:
     engine.close()
     mesh.close()
     return {"resident": resident - before, "peak": peak - before}
+
+
+def memory_of_division(context: Context, request: tuple[Path, ParallelLayout, tuple[int, ...]]) -> dict[str, int]:
+    """Bytes of this rank's live tensors once its part of a stored model is read, and their peak meanwhile."""
+    folder, layout, block_costs = request
+    warm_up(context)
+    gc.collect()
+    before = live_tensor_bytes()
+    mesh = Mesh(layout, context.rank)
+    stored = StoredModel(folder)  # maps the file, which the profiler would take for memory
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        part = DividedModel(stored, mesh, block_costs)
+    gc.collect()
+    resident = live_tensor_bytes() - before
+    assert all(parameter.device.type != "meta" for parameter in part.module.parameters())
+    mesh.close()
+    return {"resident": resident, "peak": _highest(profiler)}
 
 
 def _token_loss(outputs: torch.Tensor, targets: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:

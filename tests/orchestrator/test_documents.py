@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from jobs.section import Section
-from jobs.spec.compress import Budget, Compress, Distill, Finetune, Pack, Prune, Quantize, Recover, Sparsify
+from jobs.spec.compress import (
+    Budget,
+    Compress,
+    Distill,
+    Finetune,
+    LowRank,
+    Pack,
+    Prune,
+    Quantize,
+    Recover,
+    Sparsify,
+)
 from jobs.spec.data import Data, Split
 from jobs.spec.job import JobSpec
 from jobs.spec.model import LenetArgs, MlpArgs, ResnetArgs
@@ -46,7 +57,7 @@ def test_every_file_stands_in_the_readmes_tree():
 
 
 SECTIONS: list[type[Section]] = [JobSpec, Data, Split, Train, Layout, Resources, Search, Compress, Prune, Recover]
-SECTIONS += [Distill, Quantize, Pack, Sparsify, Finetune, Budget, LenetArgs, MlpArgs, ResnetArgs]
+SECTIONS += [LowRank, Distill, Quantize, Pack, Sparsify, Finetune, Budget, LenetArgs, MlpArgs, ResnetArgs]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

@@ -29,7 +29,7 @@ from orchestrator.layouts import (
 from orchestrator.plan import plan_job, searched_variants
 from orchestrator.plan_text import plan_lines
 from orchestrator.runs import Storage
-from orchestrator.stages import SCHEMA_VERSIONS, prune_config, train_config
+from orchestrator.stage_configs import SCHEMA_VERSIONS, prune_config, train_config
 
 DIGITS: dict[str, Any] = {
     "name": "small",
@@ -124,6 +124,7 @@ class TestStages:
             "prepare": "run",
             "train": "run",
             "prune": "skip",
+            "low_rank": "skip",
             "export": "run",
             "quantize": "skip",
             "pack": "skip",
@@ -161,6 +162,40 @@ class TestStages:
         assert stages["prune"].action == "run"
         assert "fp16" in stages["quantize"].reason
         assert "search/compress" not in stages
+
+    @pytest.mark.parametrize(
+        ("search", "said"),
+        [
+            ({"search.algorithm": "tpe", "search.trials": 10}, "draws its first 10 trials at random"),
+            ({"search.algorithm": "nsga2", "search.trials": 4}, "all 4 trials belong to the first"),
+            ({"search.algorithm": "cmaes", "search.trials": 4}, "a generation of cmaes has 4 trials"),
+            (
+                {
+                    "search.algorithm": "grid",
+                    "search.trials": 5,
+                    "search.space": {"train.batch_size": {"int": [8, 16]}},
+                },
+                "the grid has 9 points, of which 5 are tried",
+            ),
+            ({"search.algorithm": "tpe", "search.trials": 11}, ""),
+        ],
+    )
+    def test_what_a_search_can_not_do_with_so_few_trials_is_said(
+        self, search: dict[str, Any], said: str, storage: Storage
+    ) -> None:
+        warnings = plan_job(spec_of(SEARCH | search), storage).warnings
+        assert any(said in warning for warning in warnings) == bool(said)
+
+    def test_keys_with_a_condition_are_planned_with_their_parents(self, storage: Storage) -> None:
+        space = {
+            "train.batch_size": {"choice": [8, 16], "when": {"train.optimizer.name": "sgd"}},
+            "train.optimizer.name": {"choice": ["sgd", "adamw"]},
+        }
+        spec = spec_of({"search.space": space})
+        plan = plan_job(spec, storage)
+        tried = searched_variants(spec, plan.dataset, plan.model)
+        assert [each.value for each in tried] == [8, 16]
+        assert all(each.variant.spec.train.optimizer.name == "sgd" for each in tried)
 
     def test_a_search_of_compression_alone(self, storage: Storage) -> None:
         space = {"search.space": {"compress.prune.ratio": {"uniform": [0.2, 0.5]}}}
@@ -500,10 +535,6 @@ class TestLayouts:
         assert self.plan_with(storage, 8, layout=layout).warnings == ()
         (warning,) = self.plan_with(storage, 8, layout=layout, **PRUNE).warnings
         assert "the recovery after pruning is data-parallel" in warning
-
-    def test_what_has_no_channels_is_not_pruned(self, storage: Storage) -> None:
-        with pytest.raises(SpecError, match=r"compress\.prune: model lstm can't be pruned"):
-            plan_job(spec_of(PRUNE | {"model": {"name": "lstm"}}), storage)
 
 
 BLOCKS = st.builds(

@@ -15,7 +15,8 @@ from jobs.data import Dataset, TextEncoding, prepare
 from jobs.errors import ArtifactError, DataError
 from jobs.export.card import file_records, write_card
 from jobs.spec.data import Data
-from orchestrator.artifacts import predict_with, prediction_line
+from orchestrator.predicted import prediction_line
+from orchestrator.prediction import predict_with
 
 
 def write_artifact(folder: Path, table: np.ndarray, encoding: TextEncoding, *, summed: bool, **card: Any) -> Path:
@@ -63,7 +64,7 @@ def bigrams(tmp_path: Path) -> Path:
 
 def test_a_language_model_says_what_follows_each_line(bigrams: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\na long line that ends with b\nbb bb bb a\n?\n")
-    found = predict_with(bigrams, tmp_path / "prompts.txt")
+    found = list(predict_with(bigrams, tmp_path / "prompts.txt"))
     assert [row["prediction"] for row in found] == ["b", "\n", "b", "<end>"]
     assert found[0]["probability"] == pytest.approx(np.exp(60) / (np.exp(60) + 2 * np.exp(50)), abs=1e-4)
     assert prediction_line(found[1]).startswith('"\\n"  ')
@@ -71,7 +72,7 @@ def test_a_language_model_says_what_follows_each_line(bigrams: Path, tmp_path: P
 
 def test_a_packed_artifact_is_unpacked_first(bigrams: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a\nab\n")
-    expected = predict_with(bigrams, tmp_path / "prompts.txt")
+    expected = list(predict_with(bigrams, tmp_path / "prompts.txt"))
     files = {"model.onnx": (bigrams / "model.onnx").read_bytes(), "model.safetensors": save({}), "model.json": b"{}"}
     packed = tmp_path / "packed"
     packed.mkdir()
@@ -79,7 +80,7 @@ def test_a_packed_artifact_is_unpacked_first(bigrams: Path, tmp_path: Path) -> N
     card = json.loads((bigrams / "artifact.json").read_text())
     records = [record.to_json() for record in file_records(packed, ["model.thpack"])]
     write_card(packed, {**card, "files": records})
-    assert predict_with(packed, tmp_path / "prompts.txt") == expected
+    assert list(predict_with(packed, tmp_path / "prompts.txt")) == expected
     assert sorted(path.name for path in packed.iterdir()) == ["artifact.json", "model.thpack"]
     (packed / "model.thpack").write_bytes(b"THPK")
     with pytest.raises(ArtifactError):
@@ -112,7 +113,7 @@ def test_text_is_classified(tmp_path: Path) -> None:
         tmp_path / "model", table, encoding, summed=True, task="classification", classes=["a", "b"]
     )
     (tmp_path / "new.txt").write_text("aab\nbbbb\n")
-    found = predict_with(classifier, tmp_path / "new.txt")
+    found = list(predict_with(classifier, tmp_path / "new.txt"))
     assert [prediction_line(row) for row in found] == ["a", "b"]
     assert found[0]["probabilities"]["a"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-5)
     (tmp_path / "long.txt").write_text("a\naaaaaaaaab\n")

@@ -31,6 +31,7 @@ LATER: list[dict[str, Any]] = [
     {"event": "stage_started", "stage": "train"},
     {"event": "step", "label": "train", "step": 10, "total_steps": 100, "epoch": 0.5, "loss": 2.0, "metric": None},
     EPOCH,
+    {"event": "protected", "layers": ["conv1.0"]},
     {"event": "restart", "stage": "train", "cause": "worker 0 was lost"},
     {"event": "resumed", "label": "train", "step": 20, "epochs": []},
     {"event": "failed", "error": "JobFailed"},
@@ -50,6 +51,7 @@ def test_plain_lines_tell_stages_epochs_trials_and_losses_of_workers():
         "trial 0: completed, metric 0.8",
         "trial 1: pruned (stopped after 2 epochs)",
         "epoch 2, 40/100 steps, validation loss 0.5, metric 0.9",
+        "costs the most there: conv1.0",
         "worker 0 was lost",
         "goes on from step 20",
         "failed: JobFailed",
@@ -119,4 +121,4 @@ def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
         on_trial=lambda trial: None,
         on_event=live,
     )
-    assert pickle.dumps(_Asker(task, Study(spec, "train", tmp_path), [], 1))
+    assert pickle.dumps(_Asker(task, Study(spec, "train", tmp_path)))

@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 
-from jobs.errors import DataError, TrainingDiverged
+from jobs.errors import ArtifactError, DataError, TrainingDiverged
+from jobs.exchange import Exchange
 
 
 class Unknown(Exception):
@@ -139,3 +140,12 @@ def fail_to_warm_up(context, request):
 def die_warming_up(context, request):
     if context.rank == 1:
         os._exit(1)
+
+
+def share_or_fail(context, folder):
+    """Rank 0 waits for the share of rank 1, which finds a damaged file."""
+    meeting = Exchange(folder, context.size)
+    if context.rank == 1:
+        raise ArtifactError("the file is damaged")
+    meeting.give(context.rank, {})
+    meeting.wait(context, own_s=0.0)

@@ -13,6 +13,7 @@ from jobs.errors import BudgetUnmet, JobFailed
 from jobs.records import RunReport
 from jobs.storage import read_json
 from orchestrator import JobSpec, artifacts, run
+from orchestrator.prediction import predict_with
 from orchestrator.runs import read_lines
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -121,7 +122,7 @@ def test_artifacts_verify_and_predict_on_their_own(storage: Path, searched: RunR
 
     digits = load_digits()
     np.savez(tmp_path / "new.npz", x=digits.images[:50].astype(np.uint8))
-    predictions = artifacts.predict_with(folder, tmp_path / "new.npz")
+    predictions = list(predict_with(folder, tmp_path / "new.npz"))
     right = sum(int(p["prediction"]) == t for p, t in zip(predictions, digits.target[:50], strict=True))
     assert right > 40
     assert sum(predictions[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-4)
@@ -262,7 +263,7 @@ def test_a_credit_like_table_goes_through_all_stages(tmp_path: Path):
     folder = tmp_path / "runs" / report.run_id / "artifacts" / report.selected
     rows = ["30,,rent,skilled,3,9000,60", "60,90000,own,new-job,1,900,6"]
     (tmp_path / "new.csv").write_text("\n".join(["age,income,housing,job,district,amount,duration", *rows]))
-    risky, safe = artifacts.predict_with(folder, tmp_path / "new.csv")
+    risky, safe = predict_with(folder, tmp_path / "new.csv")
     assert risky["probabilities"]["yes"] > safe["probabilities"]["yes"]
 
 

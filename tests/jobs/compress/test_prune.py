@@ -226,7 +226,7 @@ def changed(dense: nn.Module, pruned: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("signature", [TOKENS, LANGUAGE, SEQUENCE])
-def test_a_transformer_loses_neurons_and_keeps_its_heads(signature: Signature) -> None:
+def test_a_transformer_loses_neurons_alone_where_only_they_may_go(signature: Signature) -> None:
     args = {"layers": 2, "width": 8, "heads": 2, "feed_forward": 12}
     dense = build(model_section({"name": "transformer", "args": args}), signature, seed=0).eval()
     dead = torch.tensor([0, 3, 4, 7, 8, 10])
@@ -234,7 +234,7 @@ def test_a_transformer_loses_neurons_and_keeps_its_heads(signature: Signature) -
         for layer in ("layer1", "layer2"):
             for part in ("weight", "bias"):
                 dense.get_parameter(f"{layer}.1.body.1.{part}")[dead] = 0.0
-    pruned = prune_structured(dense, signature, ratio=0.5)
+    pruned = prune_structured(dense, signature, ratio=0.5, what=["neurons"])
     assert changed(dense, pruned) == {
         f"{layer}.1.body.{part}": shape
         for layer in ("layer1", "layer2")
@@ -246,19 +246,12 @@ def test_a_transformer_loses_neurons_and_keeps_its_heads(signature: Signature) -
         assert pruned.get_parameter("classifier.1.weight") is pruned.get_parameter("embedding.1.weight")
 
 
-def test_a_recommender_loses_hidden_neurons_and_keeps_its_embeddings() -> None:
+def test_a_recommender_keeps_its_embeddings_where_only_neurons_may_go() -> None:
     dense = build(model_section({"name": "recommender", "args": {"embedding": 4, "hidden": [8, 6]}}), CODES, seed=0)
-    assert changed(dense, prune_structured(dense, CODES, ratio=0.5)) == {
+    assert changed(dense, prune_structured(dense, CODES, ratio=0.5, what=["neurons"])) == {
         "hidden1.0.weight": (4, 16),
         "hidden1.0.bias": (4,),
         "hidden2.0.weight": (3, 4),
         "hidden2.0.bias": (3,),
         "classifier.0.weight": (2, 3),
     }
-
-
-@pytest.mark.parametrize("signature", [TOKENS, LANGUAGE, SEQUENCE])
-def test_recurrence_is_left_alone(signature: Signature) -> None:
-    dense = build(model_section({"name": "lstm", "args": {"hidden": 6}}), signature, seed=0)
-    with pytest.raises(SpecError, match="no layer that can be pruned"):
-        prune_structured(dense, signature, ratio=0.5)

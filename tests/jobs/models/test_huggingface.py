@@ -10,6 +10,7 @@ import torch
 from small_models import CODES, LANGUAGE, TOKENS, samples
 from torch import nn
 
+from jobs.compress.masks import apply_masks, check_zeros, magnitude_masks
 from jobs.errors import SpecError
 from jobs.models.build import build, load_model, save_model
 from jobs.models.inspection import summarize_module
@@ -79,7 +80,7 @@ def test_it_is_looked_at_as_any_model(folder: Path) -> None:
     assert not summary.layout_invariant
     assert "single block" in summary.no_pipeline
     assert summary.no_tensor
-    assert "Hugging Face" in prunable(in_folder(folder))
+    assert "Hugging Face" in prunable(in_folder(folder), "structured")
 
 
 def test_a_folder_gives_its_weights_and_is_not_needed_again(folder: Path, tmp_path: Path) -> None:
@@ -169,3 +170,14 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(SpecError, match=r"model\.name: transformers is not installed.*pip install 'thresher\[hf\]'"):
         made(configured(BERT), TOKENS)
+
+
+def test_single_weights_of_it_are_pruned(tmp_path: Path) -> None:
+    model = configured(GPT2)
+    module = made(model, LANGUAGE)
+    masks = magnitude_masks(module, 0.8)
+    assert any("attn" in name for name in masks)  # its own kind of linear layer
+    assert not any("ln_" in name for name in masks)
+    apply_masks(module, masks)
+    save_model(module, {"model": model.model_dump(mode="json"), "signature": LANGUAGE.to_json()}, tmp_path)
+    check_zeros(load_model(tmp_path), masks)

@@ -83,7 +83,7 @@ class TestZero:
         assert found.parameters + found.gradients + found.optimizer_states == total
         assert found.activations == 50 * 8 * 2
 
-    @pytest.mark.parametrize(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
+    @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
     def test_the_papers_example_of_7_5_billion_parameters_on_64_devices(self, stage: int, gigabytes: float) -> None:
         """Rajbhandari et al. 2020, figure 1: model states of mixed-precision Adam, a device."""
         model = MODEL.model_copy(update={"params": 7_500_000_000})
