@@ -6,6 +6,9 @@ workers.py    the protocols that work is driven through, and `run_work`
 gang.py       the worker group made of Ray actors that stay warm between works
 session.py    one work on its way through a gang, from outside
 member.py     one worker process of a gang, from inside
+trainer.py    the worker group made of a run of Ray Train
+host.py       that run, and the mailbox of its workers
+local.py      a Ray of several nodes on one machine, for development and tests
 submit.py     whole jobs through Ray's Jobs API
 """
 

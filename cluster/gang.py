@@ -31,6 +31,8 @@ _LOOK_FOR_ROOM_S = 1.0
 """Between two looks for room to start members in."""
 _LATECOMERS_S = 3.0
 """How long members beyond the smallest size are waited for once there are enough."""
+_NODE_LOSS_NOTICED_S = 30.0
+"""Within this, Ray knows that a node is lost (by default after some fifteen seconds)."""
 _POLL_S = 0.05
 
 
@@ -200,6 +202,8 @@ class Gang:
     def _gather(self, deadline: float) -> None:
         """Until there are members for the smallest size. Those that start with them are waited for a little longer."""
         roster, fewest, enough_at = self._roster, self._sizes[0], None
+        # Where a node is lost, Ray offers its places until it has noticed.
+        noticed_by = time.monotonic() + _NODE_LOSS_NOTICED_S
         if len(roster.seatable) >= fewest:
             return
         while enough_at is None or (roster.preparing and time.monotonic() < enough_at + _LATECOMERS_S):
@@ -207,8 +211,10 @@ class Gang:
                 started = f"{len(roster.seatable)} of {fewest} workers"
                 raise WorkerLost(f"only {started} started within {self._startup_timeout_s:g} s")
             roster.prepare(self._warm_up)
-            if failures := roster.settle(_LOOK_FOR_ROOM_S):
-                raise failures[0]
+            failures = roster.settle(_LOOK_FOR_ROOM_S)
+            own = [error for error in failures if not isinstance(error, WorkerLost)]
+            if own or (failures and time.monotonic() > noticed_by):
+                raise (own or failures)[0]
             if enough_at is None and len(roster.seatable) >= fewest:
                 enough_at = time.monotonic()
             elif not roster.preparing:

@@ -34,8 +34,8 @@ _PING_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 _MORE_ROOM_S = 1.0
 """How long an elastic gang waits for room beyond its smallest size before it starts."""
-_BARRED_S = 60.0
-"""How long no other member is started where one has failed to."""
+_BARRED_S = 2.0
+"""How long no other member is started where one has failed to: its node may be lost, and Ray not know it yet."""
 
 
 @dataclass(frozen=True)

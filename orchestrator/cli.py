@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import SpecError, ThresherError
+from orchestrator import cluster_commands
 
 app = typer.Typer(
     name="thresher",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: fetch a known one, look at a spec's.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_commands.app, name="cluster")
 
 _ARGUMENTS_ARE_WRONG: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Click's base of usage errors: that of the click package, or of the copy that newer versions of typer carry."""

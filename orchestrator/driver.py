@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.connect import Connection, connect
 from cluster.gang import Gang
+from cluster.trainer import TrainGroup
 from jobs.code import copy_modules
 from jobs.context import WorkRef
 from jobs.errors import ClusterUnreachable, Interrupted, SpecError, ThresherError
@@ -152,21 +153,21 @@ class Workers:
     def __init__(self, run: Run, spec: JobSpec, plan: JobPlan, stack: ExitStack) -> None:
         self.run, self.spec, self.stack = run, spec, stack
         self.sizes = sorted(layout.size for layout in planned_layouts(plan))
-        self.gang: Gang | None = None
+        self.gang: Gang | TrainGroup | None = None
 
-    def get(self) -> Gang:
+    def get(self) -> Gang | TrainGroup:
         if self.gang is None:
             started = time.monotonic()
             resources = self.spec.resources
-            self.gang = self.stack.enter_context(
-                Gang(
-                    self.sizes,
-                    resources.cpus_per_worker,
-                    resources.gpus_per_worker,
-                    warm_up=WorkRef("jobs.train.mesh:warm_up"),
-                    stall_timeout_s=self.spec.retry.stall_timeout_s,
-                )
+            runtime: type[Gang | TrainGroup] = Gang if resources.runtime == "gang" else TrainGroup
+            self.gang = runtime(
+                self.sizes,
+                resources.cpus_per_worker,
+                resources.gpus_per_worker,
+                warm_up=WorkRef("jobs.train.mesh:warm_up"),
+                stall_timeout_s=self.spec.retry.stall_timeout_s,
             )
+            self.stack.callback(self.gang.stop)
             self.run.event(
                 "workers_started",
                 workers=self.gang.size,

@@ -21,6 +21,7 @@ def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
     restarts: list[dict[str, Any]] = []
     began = last = lost_at = None
     trial_s, search_s = 0.0, 0.0
+    stage_at: float | None = None
     newest_step: dict[str, int] = {}
     step_s: dict[str, float] = {}
     for event in events:
@@ -28,14 +29,21 @@ def goodput(events: list[dict[str, Any]], slots: int = 1) -> Goodput:
         if kind == "started":
             if began is not None and last is not None:
                 wall += last - began
-            began, lost_at = t, None
+            if stage_at is not None and last is not None:
+                stage_s += last - stage_at  # broken off: what it did up to its last checkpoint counts
+            began, lost_at, stage_at = t, None, None
         last = t
         if kind in ("connected", "workers_started"):
             queued += event.get("queued_s", 0.0)
             startup += event["seconds"] - event.get("queued_s", 0.0)
+            if stage_at is not None:
+                stage_s -= event["seconds"]  # which its own seconds hold as well
+        elif kind == "stage_started" and event["stage"] != "prepare":
+            stage_at = t
         elif kind == "prepared":
             stage_s += event["seconds"]
         elif kind == "stage" and not event["reused"] and not event["stage"].startswith("search"):
+            stage_at = None
             stage_s += event["seconds"]
             checkpoint += event.get("checkpoint_s") or 0.0
         elif kind == "search_finished":

@@ -80,6 +80,9 @@ class JobSpec(Section):
                     self.metric_direction,
                     at="search.objectives.metric",
                 )
+            if self.resources.runtime == "ray_train":
+                what = "a search runs its trials on warm gangs: a run of Ray Train would have to start for each"
+                raise illegal(what, "gang", at="resources.runtime")
         self._check_layout()
         return self
 

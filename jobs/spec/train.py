@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.layout import MAX_TENSOR, Offload, ParallelLayout
-from jobs.section import Section, illegal, not_supported_yet
+from jobs.section import Section, illegal
 
 LearningRate = Annotated[float, Field(gt=0.0, le=100.0)]
 WeightDecay = Annotated[float, Field(ge=0.0, le=10.0)]
@@ -174,14 +174,15 @@ class Resources(Section):
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     """Accelerators a worker; one worker drives at most one."""
     runtime: Literal["gang", "ray_train"] = "gang"
+    """Who starts the workers: a gang, which stays warm and mends itself, or a run of Ray Train. Not in any hash."""
 
     @model_validator(mode="after")
     def _legal(self) -> "Resources":
         fewest, most = (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
         if not 1 <= fewest <= most <= 65_536:
             raise illegal("the number of workers is out of range", "1 to 65536, or [fewest, most]", at="workers")
-        if self.runtime == "ray_train":
-            raise not_supported_yet("runtime ray_train", at="runtime")
+        if self.runtime == "ray_train" and fewest != most:
+            raise illegal("a run of Ray Train keeps its number of workers", "gang, or a fixed number", at="runtime")
         return self
 
 

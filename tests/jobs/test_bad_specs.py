@@ -591,6 +591,16 @@ SPECS |= {
         "data.categories",
         ("mlp", "one_hot, or model recommender"),
     ),
+    "an elastic run of Ray Train": (
+        {"layout": "auto", "resources": {"workers": [1, 2], "runtime": "ray_train"}},
+        "resources.runtime",
+        ("got 'ray_train'", "gang, or a fixed number"),
+    ),
+    "a search in Ray Train": (
+        {"resources.runtime": "ray_train", **space("train.optimizer.lr", {"choice": [0.1]})},
+        "resources.runtime",
+        ("trials", "gang"),
+    ),
     "misspelt categories": ({"data.categories": "onehot"}, "data.categories", ("did you mean 'one_hot'",)),
     "a delimiter of three": (
         {"data.source": {**TABLE, "delimiter": ":::"}, "data.target": "rating"},
@@ -626,7 +636,6 @@ SPECS |= {
     ),
 }
 LATER: dict[str, tuple[dict[str, Any], str]] = {
-    "ray_train": ({"resources.runtime": "ray_train"}, "resources.runtime"),
     **{
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")

@@ -173,3 +173,51 @@ def test_shares_never_exceed_the_whole() -> None:
     assert found.ettr == 1.0
     found = goodput([at(0, "started"), stage(10, "train", 5.0, checkpoint_s=9.0), at(10, "finished")])
     assert found.productive_s == 0.0
+
+
+def test_starting_workers_within_a_stage_counts_once() -> None:
+    found = goodput(
+        [
+            at(0, "started"),
+            at(1, "stage_started", stage="train"),
+            at(7, "workers_started", workers=2, seconds=6.0, queued_s=2.0),
+            stage(20, "train", 19.0),
+            at(20, "finished", state="succeeded"),
+        ]
+    )
+    assert found.queued_s == 2.0
+    assert found.startup_s == 4.0
+    assert found.productive_s == 13.0
+    assert found.ettr == pytest.approx(13 / 18)
+
+
+def test_what_a_broken_off_attempt_did_up_to_its_checkpoint_counts() -> None:
+    found = goodput(
+        [
+            at(0, "started"),
+            at(2, "stage_started", stage="train"),
+            at(9, "step", label="train", step=80, step_s=0.1),
+            at(10, "step", label="train", step=90, step_s=0.1),
+            at(100, "started"),
+            at(101, "stage_started", stage="train"),
+            at(101, "resumed", label="train", step=60),
+            stage(106, "train", 5.0),
+            at(106, "finished", state="succeeded"),
+        ]
+    )
+    assert found.wall_s == 16.0
+    assert found.recompute_s == pytest.approx(3.0)
+    assert found.productive_s == pytest.approx(8.0 + 5.0 - 3.0)
+
+
+def test_growing_costs_and_is_said() -> None:
+    found = goodput(
+        [
+            at(0, "started"),
+            at(0, "stage_started", stage="train"),
+            at(6, "resize", stage="train", workers=4, seconds=1.5),
+            stage(10, "train", 10.0),
+        ]
+    )
+    assert found.restart_s == 1.5
+    assert [entry["cause"] for entry in found.restarts] == ["grew to 4 workers"]
