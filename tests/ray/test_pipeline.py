@@ -182,7 +182,8 @@ def test_tensor_peers_train_what_one_worker_trains_and_the_rest_of_the_job_follo
     document = {key: value for key, value in DIGITS.items() if key != "search"}
     document["train"] = {"steps": 40, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.05}}
     document["model"] = {"name": "mlp", "args": {"hidden": [64, 32], "activation": "tanh", "dropout": 0.1}}
-    document["compress"] = {"prune": {"recover": {"epochs": 1}}, "quantize": {"schemes": ["int8_dynamic"]}}
+    document["compress"] = {"prune": {"round_to": 2, "recover": {"epochs": 1}}}
+    document["compress"]["quantize"] = {"schemes": ["int8_dynamic"]}
     one = run(JobSpec.parse(document), runs=tmp_path / "one")
     layout = {"layout": {"tensor": 2}, "resources": {"workers": 2}}
     two = run(JobSpec.parse({**document, **layout}), runs=tmp_path / "two")
@@ -237,6 +238,7 @@ def test_several_winners_each_with_their_own_family(tmp_path: Path):
         {
             "search.trials": 2,
             "search.winners": 2,
+            "search.objectives": {"metric": "max"},
             "search.algorithm": "grid",
             "search.scheduler": "none",
             "search.space": {"train.optimizer.lr": {"choice": [0.003, 0.01]}},
@@ -311,6 +313,7 @@ def test_a_search_whose_trials_all_fail_counts_the_causes(tmp_path: Path):
             "train.optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 10.0},
             "train.schedule": "constant",
             "search.space": {"train.optimizer.lr": {"uniform": [90.0, 100.0]}},
+            "search.objectives": {"metric": "max"},
             "search.trials": 2,
         }
     )
