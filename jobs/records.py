@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from jobs.section import Record
 
 
@@ -90,16 +92,30 @@ class Delta(Record):
     ci95: tuple[float, float]
 
 
+class Ratio(Record):
+    """A latency as a multiple of another one's, paired turn by turn, with its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
 class Latency(Record):
     p50: float
     p90: float
+    p99: float | None = None
+    """Where there are 1000 runs or more: of fewer, it would be the luck of a few."""
     n: int
+    against: dict[str, Ratio] = Field(default_factory=dict)
+    """By name: of the parent and of the dense model."""
 
 
 class Measurement(Record):
     """What a model file was measured to be, through the runtime that will serve it, on this machine."""
 
     metric: Interval
+    metric_exact: Interval | None = None
+    """Where 8-bit products saturate in the runtime's own sessions: the metric in one where they cannot, which is what
+    the file means. None where the two do not differ."""
     metric_delta: Delta | None
     """Against the dense parent; None for the dense parent itself."""
     details: dict[str, Any]
@@ -266,6 +282,13 @@ class ModelSummary(Record):
     """Parameters of the first block that the last one uses too: a pipeline holds them twice."""
 
 
+class PlannedScheme(Record):
+    """A scheme of quantization, in the order that suits the host that artifacts are for."""
+
+    name: str
+    reason: str
+
+
 class JobPlan(Record):
     """A spec with every default resolved; nothing was changed to make it."""
 
@@ -282,6 +305,9 @@ class JobPlan(Record):
     memory: MemoryEstimate
     deepspeed: dict[str, Any]
     demand: Demand
+    host: str = ""
+    """What the host can do that artifacts are for: "here: avx512, exact int8"."""
+    schemes: tuple[PlannedScheme, ...] = ()
     hashes: dict[str, str]
     warnings: tuple[str, ...]
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
-from jobs.spec.compress import LowRank, Pack, Prune
+from jobs.spec.compress import LowRank, Pack, Prune, Qat, StaticSearch
 from jobs.spec.data import Data
 from jobs.spec.train import Train
 
@@ -101,12 +101,49 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
+class VariantSearch:
+    """How int8_static looks for its variant.
+
+    Attributes:
+        full_range: whether 8-bit weights cannot saturate, neither here nor on the target.
+        seed: draws the training samples to compare on.
+    """
+
+    limits: StaticSearch
+    metric: str
+    pick: Literal["smallest", "fastest", "most_accurate"]
+    allowed_drop: float
+    full_range: bool
+    seed: int
+
+
+@dataclass(frozen=True)
 class QuantizeRequest:
     source: Path
     """The float ONNX file."""
     scheme: str
     dataset: Path
     normalize: str
+    folder: Path
+    search: VariantSearch | None = None
+    """For int8_static."""
+
+
+@dataclass(frozen=True)
+class QatRequest:
+    """
+    Attributes:
+        model: folder of the stored model.
+        source: its float ONNX file.
+        recipe: how the model was trained; fine-tuning follows it with its own epochs and rate.
+        folder: where to write; a training broken off there is taken up again.
+    """
+
+    qat: Qat
+    model: Path
+    source: Path
+    recipe: Recipe
+    dataset: Path
     folder: Path
 
 
@@ -142,6 +179,7 @@ class CandidateFile:
     Attributes:
         float_file: the float ONNX file that it is, or that it was quantized from; its operations are counted.
         parity: largest difference to the outputs of what it was made from.
+        parent: name of the candidate that it was made from.
         archive: the pack that restores `file`; its size is then the one that counts.
     """
 
@@ -149,6 +187,7 @@ class CandidateFile:
     file: Path
     float_file: Path
     parity: float
+    parent: str | None = None
     archive: Path | None = None
 
 

@@ -14,6 +14,7 @@ from jobs.measure.session import predict_condensed
 from jobs.records import Artifact
 from jobs.requests import PACK_NAME
 from jobs.spec import JobSpec
+from orchestrator.environment import environment
 from orchestrator.stages import Model, Stages
 from orchestrator.unpacked import model_file
 
@@ -53,6 +54,8 @@ def finish(folder: Path, artifact: Artifact, spec: JobSpec, dataset: Dataset, ru
             "loss": spec.train.loss,
             "classes": list(dataset.info.classes),
             "encoding": encoding.to_json(),
+            "environment": {**environment(), "threads": 1},
+            "target": None if spec.compress.target is None else spec.compress.target.model_dump(mode="json"),
             "dataset": {"fingerprint": dataset.fingerprint, "source": spec.resolved()["data"]["source"]},
             "reference": {
                 "split": "validation",

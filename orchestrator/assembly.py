@@ -90,6 +90,8 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
     """The learning curves behind the models, from the stages that trained them."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for model in models:
+        if model.recipe.get("scheme") == "int8_qat":
+            curves[f"quantize/{model.name}"] = read_json(stages.folder(model.manifest) / "history.json")["epochs"]
         if model.stage != "quantize":
             word, prefix = {
                 "dense": ("train", "dense"),

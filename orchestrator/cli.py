@@ -40,6 +40,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster that this machine is part of; default: Ray here.")
 ]
+Target = Annotated[
+    Path | None,
+    typer.Option(help="The host that artifacts are for: a profile that `thresher hardware --json` gave there."),
+]
 RayUrl = Annotated[str | None, typer.Option("--ray", help="Ray's dashboard address, http://head:8265.")]
 
 
@@ -48,6 +52,7 @@ def plan(
     spec: Spec,
     runs: Runs = "runs",
     overrides: Overrides = None,
+    target: Target = None,
     cluster: Annotated[
         Path | None, typer.Option(help="A profile: plan for that cluster, which need not be here.", metavar="PROFILE")
     ] = None,
@@ -69,25 +74,30 @@ def plan(
         from orchestrator.cluster_plan import load_and_plan
         from orchestrator.cluster_text import alternatives_table, cluster_lines
 
-        elsewhere = load_and_plan(spec, overrides or [], cluster, Storage.at(runs))
+        elsewhere = load_and_plan(spec, _with_target(overrides, target) or [], cluster, Storage.at(runs))
         lines = [alternatives_table(elsewhere)] if table else cluster_lines(elsewhere)
         _print(elsewhere.to_json(), lines, as_json)
         return
     if table:
         raise SpecError.at("--table", "the table is that of a plan for a cluster", allowed="with --cluster PROFILE")
-    found = plan_job(JobSpec.load(spec, overrides), Storage.at(runs))
+    found = plan_job(JobSpec.load(spec, _with_target(overrides, target)), Storage.at(runs))
     _print(found.to_json(), plan_lines(found), as_json)
 
 
 @app.command()
 def run(
-    spec: Spec, runs: Runs = "runs", overrides: Overrides = None, address: Address = None, as_json: Json = False
+    spec: Spec,
+    runs: Runs = "runs",
+    overrides: Overrides = None,
+    address: Address = None,
+    target: Target = None,
+    as_json: Json = False,
 ) -> None:
     """Run a job to its report, here or on a Ray cluster. Prints the run directory as its last line."""
     from jobs.spec import JobSpec
     from orchestrator import driver
 
-    parsed = JobSpec.load(spec, overrides)
+    parsed = JobSpec.load(spec, _with_target(overrides, target))
     _drive(lambda listeners: driver.run(parsed, runs=runs, address=address, listeners=listeners), runs, as_json)
 
 
@@ -214,6 +224,24 @@ def clean(
     verb = "would remove" if dry_run else "removed"
     lines = [*(f"{verb} {path}" for path in removed), f"{verb} {len(removed)} folders, {format_bytes(size)}"]
     _print({"removed": [str(path) for path in removed], "bytes": size, "dry_run": dry_run}, lines, as_json)
+
+
+@app.command()
+def hardware(
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that are measured with.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show what this host can do: instruction sets, and its measured speed in fp32, int8 and fp16. For --target."""
+    from orchestrator.host_profile import profile, profile_lines
+
+    found = profile(threads)
+    _print(found, profile_lines(found), as_json)
+
+
+def _with_target(overrides: list[str] | None, target: Path | None) -> list[str] | None:
+    from orchestrator.host_profile import target_override
+
+    return overrides if target is None else [*(overrides or []), target_override(target)]
 
 
 @app.command()

@@ -6,27 +6,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import hardware
 from orchestrator.runs import versions
-
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd")
-"""Instruction sets that decide which number formats are fast."""
 
 
 def host() -> dict[str, Any]:
     """Processor, its instruction sets, cores and memory of this machine."""
-    model, flags = platform.processor() or platform.machine(), set[str]()
+    model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break
+        names = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line)
+        model = next(names, model)
+    found = hardware.flags()
+    cuda = hardware.has_cuda()
     return {
         "processor": model,
-        "instructions": [flag for flag in _FLAGS if flag in flags],
+        "instructions": list(found),
+        "abilities": hardware.abilities(found, cuda=cuda).words,
+        "cuda": cuda,
         "cpus": os.cpu_count() or 1,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()}",

@@ -6,12 +6,16 @@ from typing import Any
 from jobs.errors import FactorizationFailed, QuantizationFailed
 from jobs.records import StageManifest
 from jobs.spec import JobSpec
+from orchestrator.schemes import planned_schemes
 from orchestrator.stage_configs import low_rank_config, pack_config, prune_config, train_config
 from orchestrator.stages import Model, Stages
+
+_NO_RECIPE = frozenset({"parity", "stopped", "metric", "productive_s", "checkpoint_s"})
 
 
 def family(stages: Stages, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:
     """The dense model and all that the spec's `compress:` makes of it, exported: parents before children."""
+    schemes = [each.scheme for each in planned_schemes(spec)]
     models: list[Model] = []
     for stage, name, parent, source, recipe in _float_models(stages, spec, dense, suffix):
         exported = stages.export(spec, source, f"export/{name}")
@@ -26,10 +30,13 @@ def family(stages: Stages, spec: JobSpec, dense: StageManifest, suffix: str = ""
                 recipe=recipe,
             )
         )
-        schemes = spec.compress.quantize.schemes if spec.compress.quantize else ()
         for scheme in schemes:
+            label = f"quantize/{name}-{scheme}"
             try:
-                quantized = stages.quantize(spec, exported, scheme, f"quantize/{name}-{scheme}")
+                if scheme == "int8_qat":
+                    quantized = stages.quantize_aware(spec, source, exported, label)
+                else:
+                    quantized = stages.quantize(spec, exported, scheme, label)
             except QuantizationFailed as error:
                 stages.on_report({"event": "refused", "artifact": f"{name}-{scheme}", "reason": str(error)})
                 continue
@@ -43,7 +50,7 @@ def family(stages: Stages, spec: JobSpec, dense: StageManifest, suffix: str = ""
                     float_manifest=exported,
                     recipe={
                         "scheme": scheme,
-                        **{k: v for k, v in quantized.result.items() if k != "parity"},
+                        **{k: v for k, v in quantized.result.items() if k not in _NO_RECIPE},
                     },
                 )
             )

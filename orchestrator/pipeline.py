@@ -68,8 +68,25 @@ def prepare(run: Run, spec: JobSpec, plan: JobPlan, storage: Storage) -> Path:
 
 def perform(job: Job) -> RunReport:
     """Everything after the data are prepared."""
+    for message in calibration_warnings(job.spec, Dataset.open(job.dataset)):
+        job.run.event("warning", stage="quantize", message=message)
     models = [model for winner in _winners(job) for model in _make(job, winner)]
     return _conclude(job, models)
+
+
+def calibration_warnings(spec: JobSpec, dataset: Dataset) -> list[str]:
+    """What is wrong with the samples that 8 bits will be spread over."""
+    if spec.compress.quantize is None or not dataset.info.classes:
+        return []
+    labels = set(dataset.targets("train", dataset.calibration_ids).tolist())
+    classes = dataset.info.classes
+    if len(classes) < 2 or len(labels) > 1:
+        return []
+    only = classes[int(labels.pop())] if len(labels) == 1 else "none"
+    return [
+        f"all calibration samples are of one class ({only}): ranges of activations that only other classes reach "
+        "will be cut off"
+    ]
 
 
 def _winners(job: Job) -> Iterator[Winner]:

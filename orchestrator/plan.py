@@ -15,7 +15,7 @@ from jobs.layout import ParallelLayout, share_batch
 from jobs.models.factory import inspect_factory
 from jobs.models.pretrained import digest_folder
 from jobs.models.registry import summarize
-from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, StagePlan
+from jobs.records import DatasetInfo, Demand, JobPlan, ModelSummary, PlannedScheme, StagePlan
 from jobs.requests import Recipe
 from jobs.spec import JobSpec
 from jobs.spec.model import ForeignModel, HuggingFaceModel
@@ -26,6 +26,7 @@ from jobs.train.memory import estimate, sample_bytes
 from orchestrator.compression import check_compression, check_pruning_memory, check_rounding
 from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
+from orchestrator.schemes import intended_host, planned_schemes
 from orchestrator.stage_configs import (
     SCHEMA_VERSIONS,
     low_rank_config,
@@ -34,6 +35,10 @@ from orchestrator.stage_configs import (
     search_config,
     train_config,
 )
+
+FEW_CALIBRATION_SAMPLES = 64
+NEED_CALIBRATION = frozenset({"int8_static", "int8_qat"})
+"""Schemes that give activations the ranges that calibration has shown."""
 
 
 def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None) -> JobPlan:
@@ -60,7 +65,9 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
             "batch normalization, dropout), another number of workers gives slightly different losses"
         ]
     warnings += spec.search.remarks() if spec.search else []
+    warnings += quantization_warnings(spec, info)
     hashes = {"dataset": fingerprint, "code": code}
+    target = spec.compress.target
     return JobPlan(
         spec=spec.resolved(),
         dataset=info,
@@ -86,9 +93,31 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
             gpus_per_worker=spec.resources.gpus_per_worker,
             memory_bytes_per_worker=needed.total + PROCESS_BYTES,
         ),
+        host=f"{'here' if target is None else target.name}: {intended_host(spec).words}",
+        schemes=tuple(PlannedScheme(name=each.scheme, reason=each.reason) for each in planned_schemes(spec)),
         hashes=hashes,
         warnings=tuple(warnings),
     )
+
+
+def quantization_warnings(spec: JobSpec, info: DatasetInfo) -> list[str]:
+    """What is to be said of quantization before anything runs."""
+    section, target = spec.compress.quantize, spec.compress.target
+    if section is None:
+        return []
+    warnings = []
+    count = min(spec.data.split.calibration, info.num_samples["train"])
+    if count < FEW_CALIBRATION_SAMPLES and NEED_CALIBRATION & set(section.schemes):
+        warnings.append(
+            f"{count} calibration samples are few: the ranges of activations will be those of these samples "
+            f"(data.split.calibration, and the training split; {FEW_CALIBRATION_SAMPLES} or more are better)"
+        )
+    if target is not None:
+        warnings.append(
+            f"artifacts are for {target.name} ({intended_host(spec).words}), but everything is measured here: "
+            "latencies are this host's, not the target's"
+        )
+    return warnings
 
 
 def choose_layouts(spec: JobSpec, info: DatasetInfo, model: ModelSummary, memory_bytes: int) -> list[LayoutChoice]:
@@ -145,6 +174,14 @@ def check_fit(spec: JobSpec, info: DatasetInfo) -> None:
             "more than there are training samples",
             calibration,
             f"at most {info.num_samples['train']}",
+        )
+    count = min(calibration, info.num_samples["train"])
+    if spec.compress.quantize and NEED_CALIBRATION & set(spec.compress.quantize.schemes) and count < 16:
+        raise SpecError.at(
+            "compress.quantize.schemes",
+            f"{count} training samples are too few to calibrate 8 bits with",
+            list(spec.compress.quantize.schemes),
+            "int8_dynamic, int4_weight, fp16, bf16; or 16 training samples",
         )
 
 
@@ -304,7 +341,7 @@ def plan_stages(
         stages.append(known("low_rank", inputs, low_rank_config(spec)))
     stages.append(StagePlan(name="export", action="run", reason="for each model that the stages before give"))
     if spec.compress.quantize:
-        schemes = ", ".join(spec.compress.quantize.schemes)
+        schemes = ", ".join(each.scheme for each in planned_schemes(spec))
         stages.append(StagePlan(name="quantize", action="run", reason=f"{schemes} of each exported model"))
     else:
         stages.append(StagePlan(name="quantize", action="skip", reason="the spec has no compress.quantize"))

@@ -52,6 +52,9 @@ def plan_lines(plan: JobPlan) -> list[str]:
     lines += ["", "layouts considered, best first", *map(_alternative, plan.alternatives)]
     lines += ["", "stages"]
     lines += [f"  {stage.action:<6} {stage.name:<16} {stage.reason}" for stage in plan.stages]
+    if plan.schemes:
+        lines += ["", f"quantization, in this order; {plan.host}"]
+        lines += [f"  {scheme.name:<13} {scheme.reason}" for scheme in plan.schemes]
     lines += ["", "deepspeed", *_tree(plan.deepspeed), "", "spec, every default resolved", *_tree(_without_nulls(spec))]
     lines += ["", *(f"warning: {warning}" for warning in plan.warnings)] if plan.warnings else []
     return lines

@@ -6,7 +6,7 @@ winner.
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.requests import (
     MeasureRequest,
     PackRequest,
     PruneRequest,
+    QatRequest,
     QuantizeRequest,
     Recipe,
     ScoreRequest,
@@ -32,12 +33,14 @@ from jobs.requests import (
     TrainRequest,
 )
 from jobs.spec import JobSpec
+from jobs.spec.compress import Qat
 from jobs.spec.train import Layout, Retry
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
+from orchestrator.schemes import variant_search
 from orchestrator.stage_configs import SCHEMA_VERSIONS, low_rank_config, pack_config, prune_config, train_config
 
-RESIZABLE = ("train", "prune", "low_rank", "share")
+RESIZABLE = ("train", "prune", "low_rank", "qat", "share")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
@@ -267,17 +270,45 @@ class Stages:
 
     def quantize(self, spec: JobSpec, exported: StageManifest, scheme: str, name: str) -> StageManifest:
         normalize = spec.data.normalize
+        search = variant_search(spec) if scheme == "int8_static" and self.timing == "final" else None
+        config: dict[str, Any] = {"scheme": scheme, "normalize": normalize}
+        if search is not None:
+            # The variant that is chosen depends on what was asked for, and on the host that it was measured on.
+            config["search"] = asdict(search) | {"limits": search.limits.model_dump(mode="json")}
+            config["host"] = timing_host()
         return self._perform(
             "quantize",
             name,
             inputs={"dataset": self.dataset.name, "onnx": exported.hash},
-            config={"scheme": scheme, "normalize": normalize},
+            config=config,
             work="jobs.compress.work:quantize",
             request=lambda folder: QuantizeRequest(
                 source=self.folder(exported) / "model.onnx",
                 scheme=scheme,
                 dataset=self.dataset,
                 normalize=normalize,
+                folder=folder,
+                search=search,
+            ),
+        )
+
+    def quantize_aware(self, spec: JobSpec, stored: StageManifest, exported: StageManifest, name: str) -> StageManifest:
+        """The scheme int8_qat: a training of its own, on all workers."""
+        assert spec.compress.quantize is not None
+        section = spec.compress.quantize.qat or Qat()
+        return self._perform(
+            "qat",
+            name,
+            inputs={"dataset": self.dataset.name, "model": stored.hash, "onnx": exported.hash},
+            config={"qat": section.model_dump(mode="json"), "train": train_config(spec)},
+            code=self.code,
+            work="jobs.compress.qat:quantize_aware",
+            request=lambda folder: QatRequest(
+                qat=section,
+                model=self.folder(stored) / "model",
+                source=self.folder(exported) / "model.onnx",
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
                 folder=folder,
             ),
         )
@@ -299,6 +330,7 @@ class Stages:
                         if model.packed
                         else model.manifest.result["parity"],
                         archive=self.folder(model.manifest) / PACK_NAME if model.packed else None,
+                        parent=model.parent,
                     )
                     for model in models
                 ),

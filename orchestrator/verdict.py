@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from jobs.records import Artifact, Measurement
 from jobs.spec.compress import Budget
@@ -11,11 +12,16 @@ from orchestrator.units import (
     format_apart,
     format_bytes,
     format_change,
+    format_metric,
     format_ms,
     format_ratio,
     format_relative,
 )
 
+Pace = Literal["faster", "as fast", "slower", "unknown"]
+
+AS_FAST = 0.02
+"""Latencies that differ by less count as alike, even where so many runs tell them apart."""
 _ROUNDING = 1e-9
 """Slack of a comparison with the budget: 0.935 - 0.930 is a little more than 0.005 in floating point."""
 
@@ -29,7 +35,7 @@ def verdict(
         parts.append("the dense model that the others are measured against")
     else:
         timed = artifact.stage != "pack"
-        gained = gains(artifact.measurement, dense.measurement, timed=timed)
+        gained = gains(artifact.measurement, dense.measurement, dense.name, timed=timed)
         parts.append(gained or "nothing gained over the dense model")
         if not timed:
             parts.append("an archive: unpacked, it is a float model of the dense one's size and speed")
@@ -37,11 +43,13 @@ def verdict(
         parts.append(f"out of budget: {', '.join(reasons)}")
     if artifact.name != dense.name:
         parent = parent_of(artifact, by_name, dense).measurement
-        if timed and (slower := _slower(artifact.measurement, parent)):
+        if timed and (slower := _slower(artifact, by_name, dense)):
             parts.append(f"slower than its parent ({slower})")
         if artifact.measurement.bytes > parent.bytes:
             figures = format_apart(artifact.measurement.bytes, parent.bytes, format_bytes)
             parts.append(f"bigger than its parent ({figures[0]} against {figures[1]})")
+        if saturated := _saturates(artifact.measurement):
+            parts.append(saturated)
         if unclear := not_resolvable(artifact.measurement, budget):
             parts.append(unclear)
     return "; ".join(parts)
@@ -69,7 +77,7 @@ def judge_test(artifacts: Sequence[Artifact], *, selected: str, dense: str, budg
     )
 
 
-def gains(measurement: Measurement, dense: Measurement, *, timed: bool = True) -> str:
+def gains(measurement: Measurement, dense: Measurement, dense_name: str = "dense", *, timed: bool = True) -> str:
     """What got smaller and faster than the dense model, and how its metric moved: `3.6× smaller, …`.
 
     Without `timed`, nothing is said of speed.
@@ -77,9 +85,11 @@ def gains(measurement: Measurement, dense: Measurement, *, timed: bool = True) -
     parts = []
     if 0 < measurement.bytes < dense.bytes:
         parts.append(f"{format_ratio(dense.bytes / measurement.bytes)} smaller")
-    ours, theirs = p50(measurement), p50(dense)
-    if timed and 0 < ours < theirs:
-        parts.append(f"{format_ratio(theirs / ours)} faster")
+    speed = pace(measurement, dense, dense_name, "batch_1") if timed else "unknown"
+    if speed == "faster":
+        parts.append(f"{format_ratio(p50(dense) / p50(measurement))} faster")
+    elif speed == "as fast" and parts:
+        parts.append("about as fast")
     drop = metric_drop(measurement, dense)
     if drop is not None and (parts or drop < 0):
         ours_metric, name = measurement.metric.value, measurement.metric.name
@@ -87,15 +97,40 @@ def gains(measurement: Measurement, dense: Measurement, *, timed: bool = True) -
     return ", ".join(parts)
 
 
-def _slower(measurement: Measurement, parent: Measurement) -> str:
+def _slower(artifact: Artifact, by_name: Mapping[str, Artifact], dense: Artifact) -> str:
     """The batch sizes at which the median latency is above the parent's, in words."""
+    measurement, parent = artifact.measurement, parent_of(artifact, by_name, dense)
     parts = []
     for key, latency in sorted(measurement.latency_ms.items(), key=lambda item: (len(item[0]), item[0])):
-        theirs = parent.latency_ms.get(key)
-        if theirs is not None and latency.p50 > theirs.p50:
-            figures = format_apart(latency.p50, theirs.p50, format_ms)
+        if pace(measurement, parent.measurement, parent.name, key) == "slower":
+            figures = format_apart(latency.p50, parent.measurement.latency_ms[key].p50, format_ms)
             parts.append(f"{key.replace('_', ' ')}: {figures[0]} against {figures[1]}")
     return ", ".join(parts)
+
+
+def pace(measurement: Measurement, other: Measurement, name: str, key: str) -> Pace:
+    """How a latency compares with that of the artifact `name`, measured in turns with it.
+
+    `as fast`: the interval of the ratio holds 1, or the two are within 2 % of each other.
+    """
+    ours, theirs = measurement.latency_ms.get(key), other.latency_ms.get(key)
+    if ours is None or theirs is None or theirs.p50 <= 0:
+        return "unknown"
+    found = ours.against.get(name)
+    ratio = found.value if found else ours.p50 / theirs.p50
+    low, high = found.ci95 if found else (ratio, ratio)
+    if low <= 1.0 <= high or abs(ratio - 1.0) < AS_FAST:
+        return "as fast"
+    return "slower" if ratio > 1.0 else "faster"
+
+
+def _saturates(measurement: Measurement) -> str:
+    exact = measurement.metric_exact
+    if exact is None:
+        return ""
+    name = exact.name
+    figures = (format_metric(name, measurement.metric.value), format_metric(name, exact.value))
+    return f"8-bit sums saturate on this processor: {name} {figures[0]}, {figures[1]} without"
 
 
 def not_resolvable(measurement: Measurement, budget: Budget) -> str:

@@ -3,19 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from jobs.compress.low_rank import low_rank_copy
 from jobs.compress.pruning import Pruning
 from jobs.compress.quantize import quantize_onnx
 from jobs.compress.recover import Recovery
+from jobs.compress.static_search import HeldOut, Search
 from jobs.context import Context
 from jobs.data import Dataset
 from jobs.errors import FactorizationFailed
 from jobs.measure.session import largest_difference
 from jobs.models.build import load_model, save_model
 from jobs.models.structure import blocks_left_out
-from jobs.requests import LowRankRequest, PruneRequest, QuantizeRequest
+from jobs.requests import LowRankRequest, PruneRequest, QuantizeRequest, VariantSearch
 from jobs.storage import read_json, write_json
 from jobs.train.mesh import from_first
 
@@ -118,5 +120,25 @@ def quantize(context: Context, request: QuantizeRequest) -> dict[str, Any] | Non
     dataset = Dataset.open(request.dataset)
     samples = dataset.encoded("train", dataset.calibration_ids, dataset.encoding(request.normalize))
     target = request.folder / "model.onnx"
-    done = quantize_onnx(request.source, target, request.scheme, samples)
+    search = None if request.search is None else _search(dataset, request.normalize, request.search)
+    done = quantize_onnx(request.source, target, request.scheme, samples, search=search)
     return {**done, "parity": largest_difference(target, request.source, samples)}
+
+
+def _search(dataset: Dataset, normalize: str, request: VariantSearch) -> Search | None:
+    """The search for a variant, on training samples apart from the calibration's; None where there are none."""
+    others = np.setdiff1d(np.arange(dataset.num_samples("train")), dataset.calibration_ids)
+    if len(others) == 0:
+        return None
+    drawn = np.random.default_rng(request.seed).permutation(others)[: request.limits.held_out]
+    held_out = HeldOut(
+        dataset.encoded("train", drawn, dataset.encoding(normalize)), dataset.targets("train", drawn), request.metric
+    )
+    return Search(
+        held_out,
+        full_range=request.full_range,
+        max_variants=request.limits.max_variants,
+        seconds=request.limits.seconds,
+        allowed_drop=request.allowed_drop,
+        pick=request.pick,
+    )

@@ -20,8 +20,11 @@ _BATCH_BYTES = 64 << 20
 _INPUT_TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
-def open_session(path: Path, num_threads: int = 1) -> "onnxruntime.InferenceSession":
-    """Opens a model file on the CPU. Raises ArtifactError if it is missing, damaged, or cannot run here."""
+def open_session(path: Path, num_threads: int = 1, *, exact: bool = False) -> "onnxruntime.InferenceSession":
+    """Opens a model file on the CPU. Raises ArtifactError if it is missing, damaged, or cannot run here.
+
+    With `exact`, sums of 8-bit products do not saturate on x86 processors without VNNI either; it costs time.
+    """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -29,6 +32,8 @@ def open_session(path: Path, num_threads: int = 1) -> "onnxruntime.InferenceSess
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (
@@ -66,10 +71,16 @@ def predict(path: Path, x: np.ndarray, batch_size: int = _BATCH, num_threads: in
 
 
 def predict_condensed(
-    path: Path, x: np.ndarray, targets: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1
+    path: Path,
+    x: np.ndarray,
+    targets: np.ndarray,
+    batch_size: int = _BATCH,
+    num_threads: int = 1,
+    *,
+    exact: bool = False,
 ) -> np.ndarray:
     """What the metrics need of the outputs, (n, …), condensed batch by batch: see `condense`; errors as `predict`."""
-    return ModelFile(path, num_threads).condensed(x, targets, batch_size)
+    return ModelFile(path, num_threads, exact=exact).condensed(x, targets, batch_size)
 
 
 def largest_difference(path: Path, other: Path, x: np.ndarray, num_threads: int = 1) -> float:
@@ -78,17 +89,19 @@ def largest_difference(path: Path, other: Path, x: np.ndarray, num_threads: int 
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(*both, strict=True))
 
 
-def predictions(path: Path, x: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1) -> Iterator[np.ndarray]:
+def predictions(
+    path: Path, x: np.ndarray, batch_size: int = _BATCH, num_threads: int = 1, *, exact: bool = False
+) -> Iterator[np.ndarray]:
     """The outputs of `predict` batch by batch; batches are smaller where the outputs are large: see `batch_within`."""
-    return ModelFile(path, num_threads).predictions(x, batch_size)
+    return ModelFile(path, num_threads, exact=exact).predictions(x, batch_size)
 
 
 class ModelFile:
     """An opened model file. Raises ArtifactError if it is damaged, or cannot run here."""
 
-    def __init__(self, path: Path, num_threads: int = 1) -> None:
+    def __init__(self, path: Path, num_threads: int = 1, *, exact: bool = False) -> None:
         self.path = path
-        self.session = open_session(path, num_threads)
+        self.session = open_session(path, num_threads, exact=exact)
         self._name, self._dtype = self.session.get_inputs()[0].name, _input_type(self.session, path)
 
     def share(self, sample: np.ndarray, count: int, index: int, shares: int) -> range:

@@ -20,7 +20,11 @@ _QUANTIZATION_INPUTS = {
     "MatMulInteger": (2, 3),
     "ConvInteger": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
+    "MatMulNBits": (2, 3),
+    "GatherBlockQuantized": (2, 3),
 }
+_PACKED = {"MatMulNBits": 1, "GatherBlockQuantized": 0}
+"""By operator, the input that holds two 4-bit integers a byte; 8 stands for zero."""
 _ZERO_POINTS = {
     "DequantizeLinear": ((0, 2),),
     "MatMulInteger": ((0, 2), (1, 3)),
@@ -56,12 +60,16 @@ def count_params(path: Path) -> tuple[int, int]:
         name for node in graph.node if node.op_type in _TAKES_SINGLE_WEIGHTS for name in node.input
     }
     moved: dict[str, str] = {}
+    packed: dict[str, int] = {}
     zero_points: dict[str, tuple[np.ndarray, int]] = {}
     for node in graph.node:
         inputs = list(node.input)
         excluded.update(inputs[i] for i in _QUANTIZATION_INPUTS.get(node.op_type, ()) if i < len(inputs))
         if node.op_type in _MOVES:
             moved[node.output[0]] = moved.get(inputs[0], inputs[0])
+        if node.op_type in _PACKED and node.domain == "com.microsoft":
+            name = moved.get(inputs[_PACKED[node.op_type]], inputs[_PACKED[node.op_type]])
+            packed[name] = max(packed.get(name, 0), _num_packed(node, tensors.get(name)))
         for values, zero in _ZERO_POINTS.get(node.op_type, ()):
             if zero < len(inputs) and inputs[zero] in tensors:
                 zero_points[moved.get(inputs[values], inputs[values])] = tensors[inputs[zero]], _channel_axis(node)
@@ -71,11 +79,23 @@ def count_params(path: Path) -> tuple[int, int]:
     for name, tensor in tensors.items():
         # Biases are quantized to 32 bits; other integers, which nothing dequantizes, are shapes and indices.
         counts = tensor.dtype.kind == "f" or tensor.dtype.itemsize == 1 or name in zero_points
+        if name in packed:
+            params += packed[name]  # what fills up the last block of a row is zero, and no weight
+            nonzero += int(np.count_nonzero((tensor & 15) != 8) + np.count_nonzero((tensor >> 4) != 8))
+            continue
         if name in excluded or tensor.ndim == 0 or tensor.dtype == bool or not counts:
             continue
         params += tensor.size
         nonzero += int(np.count_nonzero(tensor != _aligned(zero_points.get(name), tensor)))
     return params, nonzero
+
+
+def holds_integers(path: Path) -> bool:
+    """Whether weights of the file are 8-bit integers."""
+    import onnx
+
+    kinds = {tensor.data_type for tensor in load_proto(path).graph.initializer if len(tensor.dims) > 1}
+    return bool(kinds & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 
 
 def macs(path: Path, x: np.ndarray) -> int:
@@ -155,7 +175,17 @@ def _aligned(zero_point: tuple[np.ndarray, int] | None, tensor: np.ndarray) -> n
     return values.reshape(shape)
 
 
+def _num_packed(node: Any, tensor: np.ndarray | None) -> int:
+    sizes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "MatMulNBits":
+        return int(sizes["K"] * sizes["N"])
+    return 0 if tensor is None else 2 * tensor.size
+
+
 def _to_array(tensor: Any) -> np.ndarray:
     import onnx
 
+    if tensor.data_type == onnx.TensorProto.BFLOAT16:
+        bits = np.frombuffer(tensor.raw_data, "<u2").astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(tuple(tensor.dims))
     return onnx.numpy_helper.to_array(tensor)

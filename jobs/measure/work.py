@@ -13,6 +13,7 @@ from jobs.context import Context
 from jobs.data import Dataset
 from jobs.exchange import Exchange
 from jobs.measure.artifacts import measure as measure_files
+from jobs.measure.artifacts import saturating
 from jobs.measure.metrics import interval
 from jobs.measure.outputs import next_tokens
 from jobs.measure.session import ModelFile
@@ -22,13 +23,17 @@ from jobs.requests import MeasureRequest, PredictRequest, ScoreRequest
 Array = np.ndarray[Any, Any]
 REPORT_EVERY_S = 0.5
 _TIMED_SAMPLES = 64
+_EXACT = " exact"
+"""Behind the name of a file, for its outputs where nothing saturates."""
 
 
 def measure(context: Context, request: MeasureRequest) -> dict[str, Any] | None:
     """Measures all candidates in one run, latencies in turns. Returns Measurements by name."""
     dataset = Dataset.open(request.dataset)
     files = {candidate.name: candidate.file for candidate in request.candidates}
-    outputs = _outputs(context, files, dataset, request)
+    sessions = {name: (path, False) for name, path in files.items()}
+    sessions |= {f"{name}{_EXACT}": (files[name], True) for name in saturating(files)}
+    outputs = _outputs(context, sessions, dataset, request)
     if outputs is None:
         return None
     timed = np.arange(min(_TIMED_SAMPLES, dataset.num_samples(request.split)))
@@ -43,9 +48,11 @@ def measure(context: Context, request: MeasureRequest) -> dict[str, Any] | None:
         classes=dataset.info.classes,
         parity={c.name: c.parity for c in request.candidates},
         macs={c.name: macs(c.float_file, x[:1]) for c in request.candidates},
+        parents={c.name: c.parent for c in request.candidates},
         num_threads=1,
         latency_s=request.latency_s,
-        outputs=outputs,
+        outputs={name: values for name, values in outputs.items() if not name.endswith(_EXACT)},
+        exact={name.removesuffix(_EXACT): values for name, values in outputs.items() if name.endswith(_EXACT)},
     )
     for candidate in request.candidates:
         if candidate.archive is not None:
@@ -57,7 +64,8 @@ def measure(context: Context, request: MeasureRequest) -> dict[str, Any] | None:
 def score(context: Context, request: ScoreRequest) -> dict[str, Any] | None:
     """The metric alone, with its interval, for each file."""
     dataset = Dataset.open(request.dataset)
-    outputs = _outputs(context, request.files, dataset, request)
+    sessions = {name: (path, False) for name, path in request.files.items()}
+    outputs = _outputs(context, sessions, dataset, request)
     if outputs is None:
         return None
     targets = dataset.targets(request.split)
@@ -108,16 +116,23 @@ class Progress:
 
 
 def _outputs(
-    context: Context, files: dict[str, Path], dataset: Dataset, request: MeasureRequest | ScoreRequest
+    context: Context,
+    sessions: dict[str, tuple[Path, bool]],
+    dataset: Dataset,
+    request: MeasureRequest | ScoreRequest,
 ) -> dict[str, Array] | None:
-    """All condensed outputs of each file, at rank 0; at the others None, once their shares are written."""
+    """All condensed outputs of each file, at rank 0; at the others None, once their shares are written.
+
+    Args:
+        sessions: by name, a file, and whether its 8-bit sums must not saturate.
+    """
     started = time.monotonic()
     targets, encoding = dataset.targets(request.split), dataset.encoding(request.normalize)
     first = dataset.encoded(request.split, np.arange(1), encoding)
     encoded: dict[range, Array] = {}
     kept: dict[str, Array] = {}
-    for name, path in files.items():
-        model = ModelFile(path)
+    for name, (path, exact) in sessions.items():
+        model = ModelFile(path, exact=exact)
         own = model.share(first, len(targets), context.rank, context.size)
         if not own:
             continue
@@ -132,4 +147,4 @@ def _outputs(
     if context.rank:
         return None
     exchange.wait(context, time.monotonic() - started)
-    return {name: exchange.arrays(name) for name in files}
+    return {name: exchange.arrays(name) for name in sessions}

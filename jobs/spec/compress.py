@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from jobs.section import Section, illegal, not_supported_yet
+from jobs.section import Section, illegal
 
 Scheme = Literal["int8_static", "int8_dynamic", "fp16", "bf16", "int8_qat", "int4_weight"]
 
@@ -131,16 +131,44 @@ class LowRank(Section):
         return self
 
 
+class StaticSearch(Section):
+    """How int8_static looks for its variant: ranges, symmetry, a scale a channel or a tensor, 7 or 8 bits, exclusions.
+
+    Variants are compared on training samples that calibrate nothing; never on validation or test.
+    """
+
+    max_variants: int = Field(default=8, ge=1, le=32)
+    """How many are made and measured at most; 1: no search."""
+    seconds: float = Field(default=60.0, gt=0.0, le=3600.0)
+    """After which no further one is begun."""
+    held_out: int = Field(default=512, ge=16, le=100_000)
+    """Training samples to compare on."""
+
+
+class Qat(Section):
+    """Fine-tuning for int8_qat, with the job's own batch size, loss and optimizer."""
+
+    epochs: int = Field(default=1, ge=1, le=10_000)
+    lr: float | None = Field(default=None, gt=0.0, le=100.0)
+    """Peak rate; default: a tenth of the training's."""
+    distill: Distill | None = None
+
+
 class Quantize(Section):
     schemes: tuple[Scheme, ...] = Field(default=("int8_static", "int8_dynamic", "fp16"), min_length=1)
+    static: StaticSearch | None = None
+    """How int8_static looks for its variant; default: as its own defaults say."""
+    qat: Qat | None = None
+    """How int8_qat fine-tunes; default: as its own defaults say."""
 
     @model_validator(mode="after")
     def _legal(self) -> "Quantize":
         if len(set(self.schemes)) != len(self.schemes):
             raise illegal("a scheme is listed twice", "each scheme once", at="schemes")
-        for scheme in self.schemes:
-            if scheme in ("bf16", "int8_qat", "int4_weight"):
-                raise not_supported_yet(f"quantization scheme {scheme}", at="schemes")
+        if self.qat is not None and "int8_qat" not in self.schemes:
+            raise illegal("qat goes with the scheme int8_qat, which is not listed", "null", at="qat")
+        if self.static is not None and "int8_static" not in self.schemes:
+            raise illegal("static goes with the scheme int8_static, which is not listed", "null", at="static")
         return self
 
 
@@ -181,6 +209,19 @@ class Pack(Section):
     finetune: Finetune = Finetune()
 
 
+class Target(Section):
+    """The host that artifacts are meant for, where it is another one: what `thresher hardware --json` says of it.
+
+    Its instruction sets decide which schemes come first, and whether 8-bit weights could saturate. Nothing is
+    measured there.
+    """
+
+    name: str = Field(default="target", min_length=1, max_length=200)
+    instructions: tuple[str, ...] = Field(max_length=200)
+    """Flags of its processor, as in /proc/cpuinfo: avx2, avx512_vnni, …"""
+    cuda: bool = False
+
+
 class Budget(Section):
     """What a selected artifact must keep to. Measured on the validation split, through the exported file."""
 
@@ -202,6 +243,7 @@ class Compress(Section):
     """Of the dense model, whatever else is made of it."""
     budget: Budget = Budget()
     pick: Literal["smallest", "fastest", "most_accurate"] = "smallest"
+    target: Target | None = None
 
 
 class Export(Section):

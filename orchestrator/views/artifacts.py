@@ -125,7 +125,8 @@ def _latency_cell(measurement: Measurement, key: str, subject: Subject) -> Cell:
         other.measurement.latency_ms[key].p50 for other in subject.artifacts if key in other.measurement.latency_ms
     )
     share = latency.p50 / largest if largest > 0 else None
-    return Cell(format_ms(latency.p50), f"p90 {format_ms(latency.p90)}", share)
+    tail = f", p99 {format_ms(latency.p99)}" if latency.p99 is not None else ""
+    return Cell(format_ms(latency.p50), f"p90 {format_ms(latency.p90)}{tail}, n = {latency.n}", share)
 
 
 def _lineage(subject: Subject) -> Markup:

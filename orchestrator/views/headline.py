@@ -19,7 +19,7 @@ from orchestrator.units import (
     format_relative,
     format_seconds,
 )
-from orchestrator.verdict import p50
+from orchestrator.verdict import p50, pace
 from orchestrator.views.common import Subject, change_interval, dig, show
 
 
@@ -83,17 +83,20 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
             name, others, subject.metric, figure, tail
         )
     packed = selected.stage == "pack"  # unpacked it is a float model as the dense one, whatever a clock says
+    alike = not packed and pace(measured, dense.measurement, dense.name, "batch_1") == "as fast"
     parts = [
         Markup("<b>{}</b> {}").format(format_ratio(ratio if ratio >= 1 else 1 / ratio), better if ratio >= 1 else worse)
         for ratio, better, worse in (
             (_ratio(dense.measurement.bytes, measured.bytes), "smaller", "bigger"),
-            (None if packed else _ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
+            (None if alike or packed else _ratio(p50(dense.measurement), p50(measured)), "faster", "slower"),
         )
         if ratio is not None
     ]
     sentence = Markup("{} was selected").format(name)
     if parts:
         sentence += Markup(": {} than the dense model").format(Markup(" and ").join(parts))
+    if alike:
+        sentence += " and about as fast" if parts else ": about as fast as the dense model"
     if (delta := measured.metric_delta) is not None:
         relative = format_relative(subject.metric, measured.metric.value, dense.measurement.metric.value)
         sentence += Markup(", {} <b>{}</b>{}").format(
@@ -111,17 +114,21 @@ def _tiles(report: RunReport, subject: Subject) -> tuple[Tile, ...]:
     tiles = [
         _metric_tile(report, subject, selected),
         _tile("File", measured.bytes, parent.bytes, format_bytes, ("smaller", "bigger")),
-        _tile(
-            f"Latency, batch 1, p50{', unpacked' * (selected.stage == 'pack')}",
-            p50(measured),
-            p50(parent),
-            format_ms,
-            ("faster", "slower"),
-        ),
+        _latency_tile(selected, dense),
         _tile("Parameters", measured.params, parent.params, format_count, ("fewer", "more")),
         _tile("MACs a sample", measured.macs, parent.macs, format_count, ("fewer", "more")),
     ]
     return tuple(tile for tile in tiles if tile is not None)
+
+
+def _latency_tile(selected: Artifact, dense: Artifact) -> Tile | None:
+    measured, parent = selected.measurement, dense.measurement
+    title, ours, theirs = "Latency, batch 1, p50", p50(measured), p50(parent)
+    if selected.stage == "pack":
+        title += ", unpacked"
+    if measured is not parent and pace(measured, parent, dense.name, "batch_1") == "as fast":
+        return Tile(title, format_ms(ours), f"about as fast as {format_ms(theirs)}", ours / theirs)
+    return _tile(title, ours, theirs, format_ms, ("faster", "slower"))
 
 
 def _tile(name: str, ours: float, theirs: float, form: Any, words: tuple[str, str]) -> Tile | None:

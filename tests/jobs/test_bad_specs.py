@@ -607,6 +607,53 @@ SPECS |= {
         "data.source.delimiter",
         ("at most 2",),
     ),
+    "qat without its scheme": (
+        {"compress.quantize": {"schemes": ["fp16"], "qat": {"epochs": 2}}},
+        "compress.quantize.qat",
+        ("goes with the scheme int8_qat", "null"),
+    ),
+    "a search of variants without its scheme": (
+        {"compress.quantize": {"schemes": ["fp16"], "static": {"max_variants": 2}}},
+        "compress.quantize.static",
+        ("goes with the scheme int8_static",),
+    ),
+    "no epoch of qat": (
+        {"compress.quantize": {"schemes": ["int8_qat"], "qat": {"epochs": 0}}},
+        "compress.quantize.qat.epochs",
+        ("at least 1", "got 0"),
+    ),
+    "a misspelt key of qat": (
+        {"compress.quantize": {"schemes": ["int8_qat"], "qat": {"epoch": 1}}},
+        "compress.quantize.qat.epoch",
+        ("did you mean 'epochs'",),
+    ),
+    "too many variants": (
+        {"compress.quantize": {"schemes": ["int8_static"], "static": {"max_variants": 99}}},
+        "compress.quantize.static.max_variants",
+        ("at most 32",),
+    ),
+    "too few samples to compare on": (
+        {"compress.quantize": {"schemes": ["int8_static"], "static": {"held_out": 4}}},
+        "compress.quantize.static.held_out",
+        ("at least 16",),
+    ),
+    "no time for variants": (
+        {"compress.quantize": {"schemes": ["int8_static"], "static": {"seconds": 0}}},
+        "compress.quantize.static.seconds",
+        ("above 0",),
+    ),
+    "a misspelt scheme": (
+        {"compress.quantize": {"schemes": ["int8_statc"]}},
+        "compress.quantize.schemes.0",
+        ("did you mean 'int8_static'",),
+    ),
+    "a scheme twice": (
+        {"compress.quantize": {"schemes": ["fp16", "fp16"]}},
+        "compress.quantize.schemes",
+        ("listed twice",),
+    ),
+    "too few calibration samples": ({"data.split.calibration": 8}, "data.split.calibration", ("at least 16",)),
+    "a target without instructions": ({"compress.target": {"name": "x"}}, "compress.target.instructions", ()),
     "a column without a name": (
         {"data.source": {**TABLE, "columns": ["user", ""]}, "data.target": "rating"},
         "data.source.columns.1",
@@ -639,10 +686,6 @@ LATER: dict[str, tuple[dict[str, Any], str]] = {
     **{
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")
-    },
-    **{
-        name: ({"compress.quantize.schemes": [name]}, "compress.quantize.schemes")
-        for name in ("bf16", "int8_qat", "int4_weight")
     },
 }
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from jobs.layout import ParallelLayout
+from jobs.measure import count_params
 from jobs.models.build import load_model
-from jobs.requests import LowRankRequest, PruneRequest, Recipe, TrainRequest
-from jobs.spec.compress import Distill, LowRank, Prune, Recover
+from jobs.requests import ExportRequest, LowRankRequest, PruneRequest, QatRequest, Recipe, TrainRequest
+from jobs.spec.compress import Distill, LowRank, Prune, Qat, Recover
+from jobs.storage import read_json
 from tests.multiprocess.cells import ONE, TOLERANCE, Cell, dataset_of, request_of, spec_of
 from tests.multiprocess.ranks import Ranks
 
@@ -84,3 +86,49 @@ def test_low_rank_is_the_same_on_two_workers(ranks: Ranks, data_folder: Path, tm
     assert first["ranks"] == second["ranks"]
     assert len(first["ranks"]) == 18  # queries, keys, values, outputs and two feed-forward layers, three times
     assert first["params"] == second["params"] < first["dense_params"]
+
+
+def test_quantization_aware_training_on_two_workers_learns_what_one_does(
+    ranks: Ranks, data_folder: Path, tmp_path: Path
+) -> None:
+    spec = spec_of("lenet", "sgd", data_folder)
+    dataset = dataset_of(spec, data_folder)
+    Cell(ranks, spec, ONE, data_folder, tmp_path / "dense")
+    model, source = tmp_path / "dense" / "model", tmp_path / "model.onnx"
+    ranks.run("jobs.export.work:export", ExportRequest(model, dataset, "standardize", tmp_path, {"run": "r1"}), 1)
+    found = {}
+    for layout in (ONE, TWO):
+        folder = tmp_path / str(layout.size)
+        folder.mkdir()
+        recipe = request_of(spec, layout, dataset, tmp_path).recipe
+        request = QatRequest(Qat(epochs=1, lr=0.002, distill=Distill()), model, source, recipe, dataset, folder)
+        done, *others = ranks.run("jobs.compress.qat:quantize_aware", request, layout.size)
+        assert others == [None] * (layout.size - 1)
+        assert done["float_nodes"] == 0
+        assert done["parity"] < 0.5  # of logits around 5: what tanh takes is rounded in the file alone
+        found[layout.size] = read_json(folder / "history.json")["losses"]
+        assert (folder / "model.onnx").stat().st_size < 0.5 * source.stat().st_size
+    assert len(found[1]) > 5
+    away = [abs(a - b) for a, b in zip(found[1], found[2], strict=True)]
+    # Rounding is no continuous function: a last bit may move a value over a tie, and then the two part a little.
+    assert away[0] < 1e-6
+    assert max(away) < 0.02
+
+
+def test_quantization_aware_training_keeps_what_was_pruned(ranks: Ranks, data_folder: Path, tmp_path: Path) -> None:
+    spec = spec_of("mlp", "adamw", data_folder)
+    dataset = dataset_of(spec, data_folder)
+    Cell(ranks, spec, ONE, data_folder, tmp_path / "dense")
+    section = Prune(method="magnitude", ratio=0.75, recover=Recover(epochs=1))
+    recipe = request_of(spec, TWO, dataset, tmp_path).recipe
+    (tmp_path / "pruned").mkdir()
+    pruning = PruneRequest(section, tmp_path / "dense" / "model", recipe, dataset, tmp_path / "pruned")
+    ranks.run("jobs.compress.work:prune", pruning, 2)
+    model, folder = tmp_path / "pruned" / "model", tmp_path / "qat"
+    folder.mkdir()
+    ranks.run("jobs.export.work:export", ExportRequest(model, dataset, "standardize", tmp_path, {"run": "r1"}), 1)
+    request = QatRequest(Qat(epochs=1), model, tmp_path / "model.onnx", recipe, dataset, folder)
+    done, _ = ranks.run("jobs.compress.qat:quantize_aware", request, 2)
+    assert done["settings"]["learnt"] > 0
+    params, nonzero = count_params(folder / "model.onnx")
+    assert nonzero < 0.3 * params

@@ -445,6 +445,14 @@ def test_headline_says_what_was_selected_and_gained() -> None:
     assert page.count("span", "strong") >= 1
 
 
+def test_headline_does_not_call_noise_faster() -> None:
+    dense = an_artifact("dense", None, "dense", 0.9312, 447_120, 0.0561)
+    half = an_artifact("half", "dense", "quantize", 0.9312, 223_560, 0.0558)
+    page = Page(render_html(a_report(artifacts=(dense, half), selected="half")))
+    assert "half was selected: 2.0× smaller than the dense model and about as fast, accuracy" in page.text
+    assert "about as fast as 56.1 µs" in page.text
+
+
 def test_headline_of_a_dense_model_that_is_kept() -> None:
     kept = a_report(artifacts=default_artifacts()[:2], budget_section=Budget(max_metric_drop=0.0001))
     page = Page(render_html(kept))
@@ -533,8 +541,8 @@ def test_a_perplexity_out_of_budget_is_said_to_rise() -> None:
     )
     assert chosen.selected == "dense"
     assert chosen.artifacts[1].verdict == (
-        "2.1× smaller, perplexity +0.70 (+2.8 %); out of budget: perplexity rises by 0.70, 0.50 allowed; "
-        "not resolvable with n = 6000: the 95 % interval of the rise is wider than the budget"
+        "2.1× smaller, about as fast, perplexity +0.70 (+2.8 %); out of budget: perplexity rises by 0.70, 0.50 "
+        "allowed; not resolvable with n = 6000: the 95 % interval of the rise is wider than the budget"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.records import Artifact, Delta, Interval, Latency, Measurement, Trial
+from jobs.records import Artifact, Delta, Interval, Latency, Measurement, Ratio, Trial
 from jobs.spec.compress import Budget
 from orchestrator.selection import (
     Direction,
@@ -451,3 +451,62 @@ def test_trial_front_is_ascending_and_of_completed_trials() -> None:
         trial(9, metric=0.99),
     ]
     assert trial_front(trials, {"metric": "max", "bytes": "min"}) == (3, 7)
+
+
+# Schemes that do not pay
+
+
+def test_a_scheme_that_ruins_the_accuracy_is_rejected_whatever_it_gains() -> None:
+    ruined = artifact("ruined", accuracy=0.10, size=1_000, ms=0.001, ms_64=0.01)
+    modest = artifact("modest", accuracy=0.929, size=300_000, ms=0.050)
+    for pick, expected in (("smallest", "modest"), ("fastest", "modest"), ("most_accurate", "dense")):
+        selection = choose(ruined, modest, pick=pick)
+        assert selection.selected == expected
+        by_name = {each.name: each for each in selection.artifacts}
+        assert not by_name["ruined"].fits_budget
+        assert "out of budget: accuracy drops by 83 points, 0.5 points allowed" in by_name["ruined"].verdict
+    alone = choose(ruined)
+    assert (alone.selected, alone.warnings) == ("dense", ("nothing but the dense model fits the budget",))
+
+
+@pytest.mark.parametrize("ms", [0.0561, 0.06, 1.0])
+def test_fastest_never_picks_what_is_slower_than_its_parent(ms: float) -> None:
+    slower = artifact("int8", ms=ms, ms_64=0.1, size=1_000)
+    selection = choose(slower, pick="fastest")
+    assert selection.selected == "dense"
+    pruned = artifact("pruned", ms=0.030, size=200_000)
+    child = artifact("pruned-int8", "pruned", ms=0.0301, size=50_000)  # faster than the dense one, not than its parent
+    assert choose(pruned, child, pick="fastest").selected == "pruned"
+    assert choose(pruned, child, pick="smallest").selected == "pruned-int8"
+
+
+def timed(name: str, ms: float, low: float, high: float, parent: str = "dense") -> Artifact:
+    """An artifact that is smaller, with the interval of its latency's ratio to the dense one's."""
+    plain = artifact(name, parent, ms=ms, size=300_000, ms_64=1.9)
+    ratio = Ratio(value=ms / 0.056, ci95=(low, high))
+    latency = {
+        key: value.model_copy(update={"against": {"dense": ratio}}) if key == "batch_1" else value
+        for key, value in plain.measurement.latency_ms.items()
+    }
+    return plain.model_copy(update={"measurement": plain.measurement.model_copy(update={"latency_ms": latency})})
+
+
+def test_differences_within_the_noise_are_about_as_fast() -> None:
+    noisy = timed("noisy", 0.060, 0.95, 1.20)
+    assert verdict_of("noisy", noisy) == "1.3× smaller, about as fast, accuracy ±0 points"
+    tiny = timed("tiny", 0.0565, 1.005, 1.012)  # resolved by many runs, and of no consequence
+    assert "about as fast" in verdict_of("tiny", tiny)
+    assert "slower" not in verdict_of("tiny", tiny)
+    slower = timed("slower", 0.060, 1.05, 1.09)
+    assert "slower than its parent (batch 1: 60 µs against 56 µs)" in verdict_of("slower", slower)
+    lucky = timed("lucky", 0.050, 0.80, 1.01)
+    assert "faster" not in verdict_of("lucky", lucky)
+    faster = timed("faster", 0.028, 0.48, 0.52)
+    assert "2.0× faster" in verdict_of("faster", faster)
+
+
+def test_saturation_is_said_with_both_figures() -> None:
+    plain = artifact("int8", accuracy=0.91, size=100_000, delta=-0.001)
+    exact = plain.measurement.metric.model_copy(update={"value": 0.93})
+    saturated = plain.model_copy(update={"measurement": plain.measurement.model_copy(update={"metric_exact": exact})})
+    assert "8-bit sums saturate on this processor: accuracy 91.00 %, 93.00 % without" in verdict_of("int8", saturated)

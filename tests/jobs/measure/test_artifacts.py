@@ -103,3 +103,46 @@ def test_a_language_model_is_measured_by_its_tokens(language_file: Path, texts: 
     assert found.metric.n == 64
     assert found.details["tokens"] == counted.sum()
     assert found.macs == 3 * 12 * 32 * 32 + 2 * 12 * 12 * 32 + 12 * 32 * 64
+
+
+def test_a_metric_that_saturation_changes_is_reported_twice(
+    tmp_path: Path,
+    problem: tuple[np.ndarray, np.ndarray, np.ndarray],
+    write_mlp: WriteMlp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This host may add up exactly, so the session that does is played: one sample in four comes out otherwise."""
+    from jobs.compress import quantize_onnx
+    from jobs.measure import artifacts
+
+    x, targets, weight = problem
+    files = {"dense": write_mlp(tmp_path / "dense.onnx", [weight]), "int8": tmp_path / "int8.onnx"}
+    quantize_onnx(files["dense"], files["int8"], "int8_static", x[:100])
+    real = artifacts.predict_condensed
+
+    def played(*arguments: object, exact: bool = False, **options: object) -> np.ndarray:
+        outputs = real(*arguments, exact=exact, **options)  # type: ignore[arg-type]
+        return np.concatenate([-outputs[:100], outputs[100:]]) if exact else outputs
+
+    monkeypatch.setattr(artifacts, "predict_condensed", played)
+    monkeypatch.setattr(artifacts, "flags", lambda: ("avx2",))
+    found = measured(files, x, targets)
+    assert found["dense"].metric_exact is None
+    exact = found["int8"].metric_exact
+    assert exact is not None
+    assert exact.value < found["int8"].metric.value - 0.1
+    monkeypatch.setattr(artifacts, "flags", lambda: ("avx2", "avx512_vnni"))
+    assert measured(files, x, targets)["int8"].metric_exact is None
+
+
+def test_an_exact_session_gives_what_the_file_means(
+    tmp_path: Path, problem: tuple[np.ndarray, np.ndarray, np.ndarray], write_mlp: WriteMlp
+) -> None:
+    from jobs.compress import quantize_onnx
+    from jobs.measure import predict_condensed
+
+    x, targets, weight = problem
+    write_mlp(tmp_path / "dense.onnx", [weight])
+    quantize_onnx(tmp_path / "dense.onnx", tmp_path / "q.onnx", "int8_static", x[:100])
+    exact = predict_condensed(tmp_path / "q.onnx", x, targets, exact=True)
+    np.testing.assert_allclose(exact, predict(tmp_path / "q.onnx", x), atol=1e-5)  # 7 bits saturate nowhere

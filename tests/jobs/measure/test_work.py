@@ -66,7 +66,7 @@ def test_shares_are_whole_batches(files: dict[str, Path], table: Path) -> None:
 def test_several_workers_measure_what_one_does(files: dict[str, Path], table: Path, size: int, tmp_path: Path) -> None:
     candidates = tuple(CandidateFile(name, file, files["dense"], 0.0) for name, file in files.items())
     (tmp_path / "model.thpack").write_bytes(b"pack" * 100)
-    candidates += (CandidateFile("packed", files["dense"], files["dense"], 0.0, tmp_path / "model.thpack"),)
+    candidates += (CandidateFile("packed", files["dense"], files["dense"], 0.0, archive=tmp_path / "model.thpack"),)
 
     def measured(size: int) -> Any:
         shares = tmp_path / f"of-{size}"
