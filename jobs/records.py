@@ -122,6 +122,7 @@ class Measurement(Record):
     """classification: precision, recall, f1 a class, confusion matrix; regression: rmse, mae, r2;
     language model: perplexity, bits_per_token, accuracy, tokens, samples."""
     bytes: int
+    """Of a pack: the archive's; all else is measured through the file that it restores."""
     bytes_zstd: int
     params: int
     nonzero_params: int
@@ -135,7 +136,7 @@ class Measurement(Record):
 class Artifact(Record):
     name: str
     parent: str | None
-    stage: Literal["dense", "prune", "low_rank", "quantize"]
+    stage: Literal["dense", "prune", "low_rank", "quantize", "pack"]
     recipe: dict[str, Any]
     files: tuple[FileRecord, ...]
     measurement: Measurement

@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
-from jobs.spec.compress import LowRank, Prune, Qat, StaticSearch
+from jobs.spec.compress import LowRank, Pack, Prune, Qat, StaticSearch
 from jobs.spec.data import Data
 from jobs.spec.train import Train
+
+PACK_NAME = "model.thpack"
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,31 @@ class QatRequest:
 
 
 @dataclass(frozen=True)
+class ShareRequest:
+    """As a PruneRequest, for a model with few weights of few values."""
+
+    pack: Pack
+    parent: Path
+    recipe: Recipe
+    dataset: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """
+    Attributes:
+        model: folder of the stored model.
+        onnx: the file exported from it.
+        folder: where to write the pack, and what it restores.
+    """
+
+    model: Path
+    onnx: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
 class CandidateFile:
     """A file to measure.
 
@@ -153,6 +180,7 @@ class CandidateFile:
         float_file: the float ONNX file that it is, or that it was quantized from; its operations are counted.
         parity: largest difference to the outputs of what it was made from.
         parent: name of the candidate that it was made from.
+        archive: the pack that restores `file`; its size is then the one that counts.
     """
 
     name: str
@@ -160,6 +188,7 @@ class CandidateFile:
     float_file: Path
     parity: float
     parent: str | None = None
+    archive: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from jobs.export.card import read_card, write_card
 from jobs.measure.metrics import interval
 from jobs.measure.session import predict_condensed
 from jobs.records import Artifact
+from jobs.requests import PACK_NAME
 from jobs.spec import JobSpec
 from orchestrator.environment import environment
 from orchestrator.stages import Model, Stages
+from orchestrator.unpacked import model_file
 
 PARITY_TOLERANCE = 1e-4
 """Relative to the largest output: what another processor's arithmetic may change in a float model."""
@@ -24,6 +26,9 @@ NUM_REFERENCES = 16
 def write_files(folder: Path, model: Model, stages: Stages, spec: JobSpec) -> list[str]:
     """Copies a model's files into its artifact folder; returns their names. The card comes later, and last."""
     folder.mkdir(parents=True, exist_ok=True)
+    if model.packed:
+        shutil.copyfile(stages.folder(model.manifest) / PACK_NAME, folder / PACK_NAME)
+        return [PACK_NAME]
     names = ["model.onnx"]
     shutil.copyfile(stages.folder(model.manifest) / "model.onnx", folder / "model.onnx")
     if "safetensors" in spec.export.formats and model.stage != "quantize":
@@ -38,7 +43,8 @@ def finish(folder: Path, artifact: Artifact, spec: JobSpec, dataset: Dataset, ru
     encoding = dataset.encoding(spec.data.normalize)
     references = np.arange(min(NUM_REFERENCES, dataset.num_samples("validation")))
     x, y = dataset.encoded("validation", references, encoding), dataset.targets("validation", references)
-    outputs = predict_condensed(folder / "model.onnx", x, y)
+    with model_file(folder) as path:
+        outputs = predict_condensed(path, x, y)
     write_card(
         folder,
         {
@@ -82,27 +88,28 @@ def verify(folder: Path, datasets: Path | None = None) -> dict[str, Any]:
         checks += [{"name": name, "ok": False, "detail": detail} for name in ("outputs", "metric")]
         return {"checks": checks, "ok": False}
     encoding = Encoding.from_json(card["encoding"])
-    checks.append(_same_outputs(folder, card, dataset, encoding))
-    checks.append(_same_metric(folder, card, dataset, encoding))
+    with model_file(folder) as path:
+        checks.append(_same_outputs(path, card, dataset, encoding))
+        checks.append(_same_metric(path, card, dataset, encoding))
     return {"checks": checks, "ok": all(check["ok"] for check in checks)}
 
 
-def _same_outputs(folder: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
+def _same_outputs(path: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
     reference = card["reference"]
     expected = np.asarray(reference["outputs"], dtype=np.float32)
     ids = np.asarray(reference["ids"])
     x, y = dataset.encoded(reference["split"], ids, encoding), dataset.targets(reference["split"], ids)
-    difference = float(np.abs(predict_condensed(folder / "model.onnx", x, y) - expected).max())
+    difference = float(np.abs(predict_condensed(path, x, y) - expected).max())
     allowed = PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
     detail = f"{len(expected)} samples differ by at most {difference:.2g} (allowed {allowed:.2g})"
     return {"name": "outputs", "ok": difference <= allowed, "detail": detail}
 
 
-def _same_metric(folder: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
+def _same_metric(path: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
     recorded = card["measurement"]["metric"]
     split = recorded["split"]
     x, y = dataset.encoded(split, np.arange(dataset.num_samples(split)), encoding), dataset.targets(split)
-    now = interval(recorded["name"], predict_condensed(folder / "model.onnx", x, y), y, split=split)
+    now = interval(recorded["name"], predict_condensed(path, x, y), y, split=split)
     same = abs(now.value - recorded["value"]) <= 1e-3 * max(1.0, abs(recorded["value"]))
     detail = f"{recorded['name']} on {split}: {now.value:.6g} now, {recorded['value']:.6g} recorded (n = {now.n})"
     return {"name": "metric", "ok": same, "detail": detail}

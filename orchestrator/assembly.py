@@ -93,9 +93,14 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
         if model.recipe.get("scheme") == "int8_qat":
             curves[f"quantize/{model.name}"] = read_json(stages.folder(model.manifest) / "history.json")["epochs"]
         if model.stage != "quantize":
-            word = {"dense": "train", "prune": "recover", "low_rank": "recover/lowrank"}[model.stage]
-            suffix = model.name.removeprefix("dense").removeprefix("pruned").removeprefix("lowrank")
-            curves[word + suffix] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
+            word, prefix = {
+                "dense": ("train", "dense"),
+                "prune": ("recover", "pruned"),
+                "low_rank": ("recover/lowrank", "lowrank"),
+                "pack": ("recover/packed", "packed"),
+            }[model.stage]
+            name = word + model.name.removeprefix(prefix)
+            curves[name] = read_json(stages.folder(model.stored) / "history.json")["epochs"]
     return curves
 
 

@@ -192,6 +192,25 @@ def predict(
 
 
 @app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A pack, or an artifact folder with one.", metavar="FILE")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default: a folder named as the file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Restore a pack's files, bit for bit: ONNX, safetensors, recipe. Nothing is written of a damaged one."""
+    from jobs.compress.pack import unpack as restore
+    from jobs.export.card import file_records
+    from jobs.requests import PACK_NAME
+
+    pack = file / PACK_NAME if file.is_dir() else file
+    folder = out or pack.with_suffix("")
+    records = file_records(folder, restore(pack, folder))
+    document = {"path": str(folder), "files": [record.to_json() for record in records]}
+    lines = [f"{record.sha256}  {record.path}  {record.bytes}" for record in records]
+    _print(document, [*lines, str(folder)], as_json)
+
+
+@app.command()
 def clean(
     runs: Runs = "runs",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,

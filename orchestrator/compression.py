@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from jobs.errors import Problem, SpecError
 from jobs.layout import ParallelLayout
 from jobs.models.prunable import PARTS, Prunable, layer_names, linear_sides, prunable_layers
-from jobs.models.registry import prunable
+from jobs.models.registry import packable, prunable
 from jobs.records import DatasetInfo, ModelSummary, Signature
 from jobs.spec import JobSpec
 from jobs.spec.compress import Prune
@@ -15,11 +15,11 @@ from orchestrator.layouts import available_bytes
 
 _FP32 = 4
 _COPIES = 2
-"""Of a model while it is pruned: itself, which is taught from too, and the one that becomes smaller."""
+"""Of a model while it is compressed: itself, which is taught from too, and the one that becomes smaller."""
 
 
 def check_compression(spec: JobSpec, info: DatasetInfo) -> None:
-    """Refuses pruning and low rank that the model has no layers for, or names that it has not.
+    """Refuses pruning, low rank and packs that the model has no layers for, or names that it has not.
 
     Of a user's model only pruning itself can tell. Raises SpecError.
     """
@@ -30,6 +30,8 @@ def check_compression(spec: JobSpec, info: DatasetInfo) -> None:
     if spec.compress.low_rank is not None and isinstance(spec.model, HuggingFaceModel):
         what = "layers of Hugging Face's may read one another's weights, and so can't be replaced"
         raise SpecError.at("compress.low_rank", what, None, "null")
+    if spec.packs and (reason := packable(spec.model, info.signature)):
+        raise SpecError.at("compress.pack", f"model {spec.model.name} can't be packed: {reason}", None, "null")
     if isinstance(spec.model, ForeignModel):
         return
     if section is not None:
@@ -127,9 +129,10 @@ def _multiple(layer: Prunable, degree: int) -> int:
 
 
 def check_pruning_memory(spec: JobSpec, model: ModelSummary, layout: ParallelLayout, memory_bytes: int) -> None:
-    """Refuses a model that one worker does not hold whole, as pruning and low rank do on each. Raises SpecError."""
+    """Refuses a model that one worker does not hold whole, as all that shrinks it does on each. Raises SpecError."""
     section = _prune_section(spec)
-    if section is None and spec.compress.low_rank is None:
+    asked = {"prune": section is not None, "low_rank": spec.compress.low_rank is not None, "pack": spec.packs}
+    if not any(asked.values()):
         return
     copies = _COPIES
     if section is not None and section.importance == "taylor":
@@ -137,9 +140,8 @@ def check_pruning_memory(spec: JobSpec, model: ModelSummary, layout: ParallelLay
     needed = copies * _FP32 * model.params
     available = available_bytes(memory_bytes, layout.size)
     if needed > available:
-        path = "compress.prune" if section is not None else "compress.low_rank"
         raise SpecError.at(
-            path,
+            f"compress.{next(name for name, wanted in asked.items() if wanted)}",
             f"every worker holds the whole model {copies} times while it is made smaller: {needed / 1e9:.2f} GB, and "
             f"it has {max(available, 0) / 1e9:.2f} GB",
             allowed="fewer or larger workers" + (", or importance: magnitude" if copies > _COPIES else ""),

@@ -4,11 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jobs.compress.pack import FILES
 from jobs.errors import Problem, SpecError
 from jobs.layout import ParallelLayout, Setting, block_costs, refusal
 from jobs.models.factory import inspect_factory
 from jobs.models.registry import summarize
 from jobs.records import ModelSummary
+from jobs.requests import PACK_NAME
 from jobs.spec.model import ForeignModel
 
 NEEDED = ("model.safetensors", "model.json")
@@ -16,6 +18,9 @@ NEEDED = ("model.safetensors", "model.json")
 
 def block_costs_for(folder: Path, card: dict[str, Any], layout: ParallelLayout) -> tuple[int, ...]:
     """What each block of an artifact's model costs to compute, for a layout that divides the model.
+
+    Args:
+        folder: with the artifact's model files; of a pack with those that it restores.
 
     Raises:
         SpecError: the artifact has no file to divide, or the model does not take the layout; it speaks of the options
@@ -35,6 +40,8 @@ def block_costs_for(folder: Path, card: dict[str, Any], layout: ParallelLayout) 
 def check_files(folder: Path, card: dict[str, Any], layout: ParallelLayout) -> None:
     """Refuses an artifact whose model lies in no file that can be divided. Raises SpecError, with what to do."""
     names = {file["path"] for file in card["files"]}
+    if PACK_NAME in names:
+        names.update(FILES)  # it restores them
     if all(name in names for name in NEEDED):
         return
     option, degree = ("--tensor", layout.tensor) if layout.tensor > 1 else ("--pipeline", layout.pipeline)

@@ -1,7 +1,7 @@
 """One job from its spec to its report: every stage, top to bottom.
 
-prepare → search | train → (search of compression keys) → prune → low_rank → export → quantize → measure → select
-→ test → report
+prepare → search | train → (search of compression keys) → prune → low_rank → export → quantize → pack → measure
+→ select → test → report
 """
 
 import time
@@ -19,11 +19,13 @@ from jobs.spec import JobSpec
 from jobs.spec.search import Phase
 from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
+from orchestrator.family import family
 from orchestrator.layouts import planned_layouts
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
 from orchestrator.selection import Selection, best_compression, best_trials, select
-from orchestrator.stages import SCHEMA_VERSIONS, Model, Stages, search_config
+from orchestrator.stage_configs import SCHEMA_VERSIONS, search_config
+from orchestrator.stages import Model, Stages
 from orchestrator.verdict import judge_test
 
 
@@ -113,7 +115,7 @@ def _make(job: Job, winner: Winner) -> list[Model]:
         chosen = best_compression(trials, pick=spec.compress.pick, metric_direction=spec.metric_direction)
         if chosen:
             spec = spec.replace(chosen.params)
-    return job.stages.family(spec, dense, suffix)
+    return family(job.stages, spec, dense, suffix)
 
 
 def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Trial]:

@@ -27,7 +27,14 @@ from orchestrator.compression import check_compression, check_pruning_memory, ch
 from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
 from orchestrator.runs import Storage, stage_hash
 from orchestrator.schemes import intended_host, planned_schemes
-from orchestrator.stages import SCHEMA_VERSIONS, low_rank_config, prune_config, search_config, train_config
+from orchestrator.stage_configs import (
+    SCHEMA_VERSIONS,
+    low_rank_config,
+    pack_config,
+    prune_config,
+    search_config,
+    train_config,
+)
 
 FEW_CALIBRATION_SAMPLES = 64
 NEED_CALIBRATION = frozenset({"int8_static", "int8_qat"})
@@ -235,13 +242,13 @@ def check_searched(searched: list[Searched], layout: ParallelLayout, info: Datas
 
 
 def check_recovery(own: Variant, layout: ParallelLayout, info: DatasetInfo, memory_bytes: int) -> list[str]:
-    """What is to be said of the recovery after pruning or low rank, where it does not run under the training's layout.
+    """What is to be said of the recovery after pruning, low rank or for a pack, where it leaves the training's layout.
 
     It is data-parallel over the same workers: a pruned model is small, and its widths need not divide any more.
     Raises SpecError if the batch does not divide over so many.
     """
     spec = own.spec
-    if not (spec.prunes or spec.compress.low_rank) or layout.data == layout.size:
+    if not (spec.prunes or spec.compress.low_rank or spec.packs) or layout.data == layout.size:
         return []
     parallel = ParallelLayout(data=layout.size, zero_stage=layout.zero_stage, offload=layout.offload)
     try:
@@ -338,6 +345,13 @@ def plan_stages(
         stages.append(StagePlan(name="quantize", action="run", reason=f"{schemes} of each exported model"))
     else:
         stages.append(StagePlan(name="quantize", action="skip", reason="the spec has no compress.quantize"))
+    if not spec.packs:
+        stages.append(StagePlan(name="pack", action="skip", reason="the spec has no compress.pack"))
+    elif phases:
+        stages += [depends("share", "the search"), depends("pack", "the search")]
+    else:
+        stages.append(known("share", {"dataset": fingerprint, "parent": hashes["train"]}, pack_config(spec)))
+        stages.append(StagePlan(name="pack", action="run", reason="of the model that share gives, exported"))
     stages.append(StagePlan(name="measure", action="run", reason="validation split, through the exported files"))
     stages.append(StagePlan(name="test", action="run", reason="the dense and the selected artifact alone"))
     return stages

@@ -27,6 +27,7 @@ from jobs.requests import DividedPredictRequest, PredictRequest
 from jobs.storage import storage_errors
 from orchestrator.division import block_costs_for
 from orchestrator.predicted import Predictions
+from orchestrator.unpacked import model_folder
 
 if TYPE_CHECKING:
     from cluster.workers import WorkerGroup
@@ -86,8 +87,8 @@ def predict_with(
     Args:
         folder: the artifact's; on a cluster of several machines one that all of them reach.
         data: see `read_samples`.
-        scratch: a folder in which encoded samples and outputs lie meanwhile; the same holds for it. Default: the
-            system's for temporary files, or with an address the working directory.
+        scratch: a folder in which encoded samples, outputs and what a pack restores lie meanwhile; the same holds for
+            it. Default: the system's for temporary files, or with an address the working directory.
         on_event: gets events: {event: connected | workers_started | predicted, …}.
         group: workers that are there already, as many as the layout has, with process groups if it divides the model.
 
@@ -100,32 +101,37 @@ def predict_with(
     layout = spread.layout
     card = read_card(folder)
     encoding = Encoding.from_json(card["encoding"])
-    divided = layout.tensor * layout.pipeline > 1
-    costs = block_costs_for(folder, card, layout) if divided else ()
-    raw = read_samples(data, encoding)
-    last_code, prompts = None, None
-    if card["task"] == "language_model":
-        if not isinstance(encoding, TextEncoding) or not isinstance(raw, np.ndarray):
-            raise ArtifactError(f"{folder} has a language model without a tokenizer")
-        last_code, prompts = encoding.last_code, (encoding, raw)
+    place = _place(scratch, spread.address)
     tell = on_event or _ignore
-    if len(raw) == 0 or (layout.size == 1 and spread.address is None and group is None):
-        outputs = _here(folder, encoding.encode(raw), last_code, tell)
-    else:
-        folder = folder.absolute()
-        with _scratch(scratch, spread.address) as place:
-            samples, meeting = place / "samples.npy", place / "shares"
-            _write_samples(samples, raw, encoding)
-            request: PredictRequest | DividedPredictRequest
-            if divided:
-                request = DividedPredictRequest(folder, layout, costs, samples, last_code, meeting)
-            else:
-                request = PredictRequest(folder / "model.onnx", samples, last_code, meeting)
-            with _workers(spread, layout, divided, tell, group) as workers:
-                outputs = _gathered(workers, request, layout, tell)
+    with model_folder(folder, place) as files:
+        costs = block_costs_for(files, card, layout) if _divides(layout) else ()
+        raw = read_samples(data, encoding)
+        last_code, prompts = None, None
+        if card["task"] == "language_model":
+            if not isinstance(encoding, TextEncoding) or not isinstance(raw, np.ndarray):
+                raise ArtifactError(f"{folder} has a language model without a tokenizer")
+            last_code, prompts = encoding.last_code, (encoding, raw)
+        if len(raw) == 0 or (layout.size == 1 and spread.address is None and group is None):
+            outputs = _here(files, encoding.encode(raw), last_code, tell)
+        else:
+            files = files.absolute()
+            with _scratch(place) as shared:
+                samples, meeting = shared / "samples.npy", shared / "shares"
+                _write_samples(samples, raw, encoding)
+                request: PredictRequest | DividedPredictRequest
+                if _divides(layout):
+                    request = DividedPredictRequest(files, layout, costs, samples, last_code, meeting)
+                else:
+                    request = PredictRequest(files / "model.onnx", samples, last_code, meeting)
+                with _workers(spread, layout, tell, group) as workers:
+                    outputs = _gathered(workers, request, layout, tell)
     if not np.isfinite(outputs).all():
         raise ArtifactError(f"{folder} gives outputs that are not finite")
     return Predictions(outputs, card["task"], tuple(card.get("classes", ())), prompts)
+
+
+def _divides(layout: ParallelLayout) -> bool:
+    return layout.tensor * layout.pipeline > 1
 
 
 def _here(folder: Path, x: npt.NDArray[Any], last_code: int | None, tell: OnEvent) -> npt.NDArray[Any]:
@@ -155,7 +161,7 @@ def _gathered(
 
 @contextmanager
 def _workers(
-    spread: Spread, layout: ParallelLayout, divided: bool, tell: OnEvent, group: "WorkerGroup | None"
+    spread: Spread, layout: ParallelLayout, tell: OnEvent, group: "WorkerGroup | None"
 ) -> Iterator["WorkerGroup"]:
     """A warm gang on a cluster, for as long as it is needed."""
     if group is not None:
@@ -168,7 +174,8 @@ def _workers(
     with connect(spread.address, working_dir=Path.cwd() if spread.address is None else None):
         tell({"event": "connected", "seconds": time.monotonic() - started})
         started = time.monotonic()
-        with _as_option(), Gang(layout.size, warm_up=WorkRef("jobs.train.mesh:warm_up") if divided else None) as gang:
+        warm_up = WorkRef("jobs.train.mesh:warm_up") if _divides(layout) else None
+        with _as_option(), Gang(layout.size, warm_up=warm_up) as gang:
             tell({"event": "workers_started", "workers": gang.size, "seconds": time.monotonic() - started})
             yield gang
 
@@ -185,9 +192,13 @@ def _as_option() -> Iterator[None]:
         raise SpecError.at("--workers", problem.message, problem.value, problem.allowed) from None
 
 
+def _place(folder: Path | None, address: str | None) -> Path | None:
+    """Where temporary folders lie; None: where the system has its own."""
+    return folder or (None if address is None else Path.cwd())
+
+
 @contextmanager
-def _scratch(folder: Path | None, address: str | None) -> Iterator[Path]:
-    place = folder or (None if address is None else Path.cwd())
+def _scratch(place: Path | None) -> Iterator[Path]:
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".thresher-predict-", dir=place) as name:

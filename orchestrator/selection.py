@@ -112,8 +112,9 @@ def select(
 
     Args:
         dense: name of the dense parent, one of `artifacts`.
-        pick: smallest (bytes), fastest (p50 at batch 1; never slower than its own parent or the dense one),
-            or most_accurate. Ties go to the better metric, then to fewer bytes, then to the name.
+        pick: smallest (bytes; a pack's are the archive's), fastest (p50 at batch 1; never slower than its own parent
+            or the dense one, and never a pack), or most_accurate. Ties go to the better metric, then to fewer
+            bytes, then to the name.
 
     Where nothing fits the budget, or `pick` rules out what does, the dense parent is selected, with a
     warning. An artifact whose parent is not among them is compared with the dense one. Raises KeyError where
@@ -224,9 +225,11 @@ def _warnings(
 
 
 def _keeps_pace(artifact: Artifact, by_name: Mapping[str, Artifact], dense: Artifact) -> bool:
-    """Whether it is at batch 1 no slower than its parent and than the dense model."""
+    """Whether it is at batch 1 no slower than its parent and than the dense model. A pack never is said to be."""
     if artifact.name == dense.name:
         return True
+    if artifact.stage == "pack":
+        return False  # it serves as the float model that it restores, so what it would win by is noise
     parent = parent_of(artifact, by_name, dense)
     ours = p50(artifact.measurement)
     return ours <= p50(parent.measurement) and ours <= p50(dense.measurement)

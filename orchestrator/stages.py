@@ -1,59 +1,49 @@
-"""Every stage once: what its hash covers, and which work does it. The pipeline and the trials call the same ones.
+"""Every stage once: what goes into it, and which work does it. The pipeline and the trials call the same ones.
 
 A stage whose manifest is there is not run again, whoever made it: the training of a trial is the training of the
 winner.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.workers import WorkerGroup, run_work
 from jobs.context import WorkRef
-from jobs.errors import FactorizationFailed, Interrupted, QuantizationFailed, WorkerLost
+from jobs.errors import Interrupted, WorkerLost
 from jobs.layout import ParallelLayout
 from jobs.models.pretrained import located
 from jobs.records import StageManifest
 from jobs.requests import (
+    PACK_NAME,
     CandidateFile,
     ExportRequest,
     LowRankRequest,
     MeasureRequest,
+    PackRequest,
     PruneRequest,
     QatRequest,
     QuantizeRequest,
     Recipe,
     ScoreRequest,
+    ShareRequest,
     TrainRequest,
 )
 from jobs.spec import JobSpec
 from jobs.spec.compress import Qat
-from jobs.spec.model import HuggingFaceModel
-from jobs.spec.search import Phase
 from jobs.spec.train import Layout, Retry
 from orchestrator.environment import timing_host
 from orchestrator.runs import Storage
-from orchestrator.schemes import planned_schemes, variant_search
+from orchestrator.schemes import variant_search
+from orchestrator.stage_configs import SCHEMA_VERSIONS, low_rank_config, pack_config, prune_config, train_config
 
-SCHEMA_VERSIONS = {
-    "train": 1,
-    "prune": 2,
-    "low_rank": 1,
-    "qat": 1,
-    "export": 1,
-    "quantize": 2,
-    "measure": 2,
-    "test": 1,
-    "search": 1,
-}
-RESIZABLE = ("train", "prune", "low_rank", "qat")
+RESIZABLE = ("train", "prune", "low_rank", "qat", "share")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
-
-_NO_RECIPE = frozenset({"parity", "stopped", "metric", "productive_s", "checkpoint_s"})
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -72,34 +62,8 @@ class Model:
     float_manifest: StageManifest
     """Of the export of the float model that it is, or was quantized from."""
     recipe: dict[str, Any]
-
-
-def train_config(spec: JobSpec) -> dict[str, Any]:
-    """What a training's result depends on, beside the data and the user's code. No layout, no retries, no paths."""
-    resolved = spec.resolved()
-    if isinstance(spec.model, HuggingFaceModel):
-        del resolved["model"]["args"]["path"]  # what lies there counts as code
-    train = {key: value for key, value in resolved["train"].items() if key != "checkpoint"}
-    data = {key: resolved["data"][key] for key in ("normalize", "augment")}
-    return {"model": resolved["model"], "train": train, "data": data, "metric": spec.metric}
-
-
-def prune_config(spec: JobSpec) -> dict[str, Any]:
-    return {"prune": spec.resolved()["compress"]["prune"]}
-
-
-def low_rank_config(spec: JobSpec) -> dict[str, Any]:
-    return {"low_rank": spec.resolved()["compress"]["low_rank"]}
-
-
-def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
-    """What a search's result depends on: the space, the algorithm, and the base that trials differ from."""
-    assert spec.search is not None
-    search = {k: v for k, v in spec.resolved()["search"].items() if k not in ("concurrency", "winners")}
-    config = {"phase": phase, "search": search, "train": train_config(spec)}
-    if phase != "train":
-        config["compress"] = spec.resolved()["compress"]
-    return config
+    packed: bool = False
+    """The stage of `manifest` holds model.thpack too, which is the artifact, and model.onnx what it restores."""
 
 
 def _exchange(folder: Path) -> Path:
@@ -232,17 +196,41 @@ class Stages:
         )
 
     def prune(self, spec: JobSpec, parent: StageManifest, name: str = "prune") -> StageManifest:
-        section = spec.compress.prune
-        assert section is not None
+        assert spec.compress.prune is not None
+        request = partial(PruneRequest, spec.compress.prune)
+        return self._retrain("prune", name, spec, parent, prune_config(spec), "jobs.compress.work:prune", request)
+
+    def low_rank(self, spec: JobSpec, parent: StageManifest, name: str = "low_rank") -> StageManifest:
+        """Raises FactorizationFailed where no layer gets cheaper."""
+        assert spec.compress.low_rank is not None
+        request = partial(LowRankRequest, spec.compress.low_rank)
+        work = "jobs.compress.work:low_rank"
+        return self._retrain("low_rank", name, spec, parent, low_rank_config(spec), work, request)
+
+    def share(self, spec: JobSpec, parent: StageManifest, name: str = "share") -> StageManifest:
+        assert spec.compress.pack is not None
+        request = partial(ShareRequest, spec.compress.pack)
+        return self._retrain("share", name, spec, parent, pack_config(spec), "jobs.compress.packing:share", request)
+
+    def _retrain(
+        self,
+        stage: str,
+        name: str,
+        spec: JobSpec,
+        parent: StageManifest,
+        config: dict[str, Any],
+        work: str,
+        request: Callable[..., PruneRequest | LowRankRequest | ShareRequest],
+    ) -> StageManifest:
+        """A stage that changes a trained model and trains it once more."""
         return self._perform(
-            "prune",
+            stage,
             name,
             inputs={"dataset": self.dataset.name, "parent": parent.hash},
-            config=prune_config(spec),
+            config=config,
             code=self.code,
-            work="jobs.compress.work:prune",
-            request=lambda folder: PruneRequest(
-                prune=section,
+            work=work,
+            request=lambda folder: request(
                 parent=self.folder(parent) / "model",
                 recipe=self._recipe(spec),
                 dataset=self.dataset,
@@ -250,23 +238,15 @@ class Stages:
             ),
         )
 
-    def low_rank(self, spec: JobSpec, parent: StageManifest, name: str = "low_rank") -> StageManifest:
-        """Raises FactorizationFailed where no layer gets cheaper."""
-        section = spec.compress.low_rank
-        assert section is not None
+    def pack(self, shared: StageManifest, exported: StageManifest, name: str = "pack") -> StageManifest:
         return self._perform(
-            "low_rank",
+            "pack",
             name,
-            inputs={"dataset": self.dataset.name, "parent": parent.hash},
-            config=low_rank_config(spec),
-            code=self.code,
-            work="jobs.compress.work:low_rank",
-            request=lambda folder: LowRankRequest(
-                low_rank=section,
-                parent=self.folder(parent) / "model",
-                recipe=self._recipe(spec),
-                dataset=self.dataset,
-                folder=folder,
+            inputs={"model": shared.hash, "onnx": exported.hash},
+            config={},
+            work="jobs.compress.packing:pack",
+            request=lambda folder: PackRequest(
+                model=self.folder(shared) / "model", onnx=self.folder(exported) / "model.onnx", folder=folder
             ),
         )
 
@@ -346,7 +326,10 @@ class Stages:
                         name=model.name,
                         file=self.folder(model.manifest) / "model.onnx",
                         float_file=self.folder(model.float_manifest) / "model.onnx",
-                        parity=model.manifest.result["parity"],
+                        parity=model.float_manifest.result["parity"]
+                        if model.packed
+                        else model.manifest.result["parity"],
+                        archive=self.folder(model.manifest) / PACK_NAME if model.packed else None,
                         parent=model.parent,
                     )
                     for model in models
@@ -388,66 +371,3 @@ class Stages:
             micro_batch=self.micro_batch,
             nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
         )
-
-    def family(self, spec: JobSpec, dense: StageManifest, suffix: str = "") -> list[Model]:
-        """The dense model and all that the spec's `compress:` makes of it, exported: parents before children."""
-        schemes = [each.scheme for each in planned_schemes(spec)]
-        models: list[Model] = []
-        for stage, name, parent, source, recipe in self._float_models(spec, dense, suffix):
-            exported = self.export(spec, source, f"export/{name}")
-            models.append(
-                Model(
-                    name=name,
-                    parent=parent,
-                    stage=stage,
-                    manifest=exported,
-                    stored=source,
-                    float_manifest=exported,
-                    recipe=recipe,
-                )
-            )
-            for scheme in schemes:
-                label = f"quantize/{name}-{scheme}"
-                try:
-                    if scheme == "int8_qat":
-                        quantized = self.quantize_aware(spec, source, exported, label)
-                    else:
-                        quantized = self.quantize(spec, exported, scheme, label)
-                except QuantizationFailed as error:
-                    self.on_report({"event": "refused", "artifact": f"{name}-{scheme}", "reason": str(error)})
-                    continue
-                models.append(
-                    Model(
-                        name=f"{name}-{scheme}",
-                        parent=name,
-                        stage="quantize",
-                        manifest=quantized,
-                        stored=source,
-                        float_manifest=exported,
-                        recipe={
-                            "scheme": scheme,
-                            **{k: v for k, v in quantized.result.items() if k not in _NO_RECIPE},
-                        },
-                    )
-                )
-        return models
-
-    def _float_models(
-        self, spec: JobSpec, dense: StageManifest, suffix: str
-    ) -> Iterator[tuple[str, str, str | None, StageManifest, dict[str, Any]]]:
-        """(stage, name, name of the parent, what holds model/, recipe) of each model that is stored in floats."""
-        name, stored = f"dense{suffix}", dense
-        yield "dense", name, None, dense, train_config(spec)
-        if spec.compress.prune is not None:
-            stored = self.prune(spec, dense, f"prune{suffix}")
-            left = {"left_whole": stored.result["left_whole"]}
-            yield "prune", f"pruned{suffix}", name, stored, prune_config(spec) | left
-            name = f"pruned{suffix}"
-        if spec.compress.low_rank is not None:
-            try:
-                factored = self.low_rank(spec, stored, f"low_rank{suffix}")
-            except FactorizationFailed as error:
-                self.on_report({"event": "refused", "artifact": f"lowrank{suffix}", "reason": str(error)})
-                return
-            ranks = {"ranks": factored.result["ranks"]}
-            yield "low_rank", f"lowrank{suffix}", name, factored, low_rank_config(spec) | ranks

@@ -10,6 +10,7 @@ from jobs.records import Measurement, StageManifest, Trial
 from jobs.spec import JobSpec
 from jobs.spec.compress import Budget
 from jobs.spec.search import Phase
+from orchestrator.family import family
 from orchestrator.selection import fits
 from orchestrator.stages import Stages
 
@@ -112,7 +113,7 @@ def _replay(dense: StageManifest, epoch_done: Epoch) -> None:
 
 
 def _measure(spec: JobSpec, stages: Stages, dense: StageManifest) -> dict[str, Measurement]:
-    models = stages.family(spec, dense)
+    models = family(stages, spec, dense)
     manifest = stages.measure(spec, models, "dense")
     return {name: Measurement.from_json(value) for name, value in manifest.result.items()}
 
@@ -134,6 +135,8 @@ def best_measured(measured: dict[str, Measurement], spec: JobSpec) -> Measuremen
     """What the spec would pick of a trial's files, the dense one apart: it is the same in every trial."""
     budget, pick = spec.compress.budget, spec.compress.pick
     dense = measured["dense"]
+    if pick == "fastest":  # never by a pack: it is as fast as the dense model, give or take noise
+        measured = {name: m for name, m in measured.items() if not name.startswith("packed")}
     made = {name: m for name, m in measured.items() if not name.startswith("dense")} or measured
     sign = -1.0 if spec.metric_direction == "max" else 1.0
 

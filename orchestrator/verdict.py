@@ -34,13 +34,16 @@ def verdict(
     if artifact.name == dense.name:
         parts.append("the dense model that the others are measured against")
     else:
-        gained = gains(artifact.measurement, dense.measurement, dense.name)
+        timed = artifact.stage != "pack"
+        gained = gains(artifact.measurement, dense.measurement, dense.name, timed=timed)
         parts.append(gained or "nothing gained over the dense model")
+        if not timed:
+            parts.append("an archive: unpacked, it is a float model of the dense one's size and speed")
     if reasons:
         parts.append(f"out of budget: {', '.join(reasons)}")
     if artifact.name != dense.name:
         parent = parent_of(artifact, by_name, dense).measurement
-        if slower := _slower(artifact, by_name, dense):
+        if timed and (slower := _slower(artifact, by_name, dense)):
             parts.append(f"slower than its parent ({slower})")
         if artifact.measurement.bytes > parent.bytes:
             figures = format_apart(artifact.measurement.bytes, parent.bytes, format_bytes)
@@ -74,12 +77,15 @@ def judge_test(artifacts: Sequence[Artifact], *, selected: str, dense: str, budg
     )
 
 
-def gains(measurement: Measurement, dense: Measurement, dense_name: str = "dense") -> str:
-    """What got smaller and faster than the dense model, and how its metric moved: `3.6× smaller, …`."""
+def gains(measurement: Measurement, dense: Measurement, dense_name: str = "dense", *, timed: bool = True) -> str:
+    """What got smaller and faster than the dense model, and how its metric moved: `3.6× smaller, …`.
+
+    Without `timed`, nothing is said of speed.
+    """
     parts = []
     if 0 < measurement.bytes < dense.bytes:
         parts.append(f"{format_ratio(dense.bytes / measurement.bytes)} smaller")
-    speed = pace(measurement, dense, dense_name, "batch_1")
+    speed = pace(measurement, dense, dense_name, "batch_1") if timed else "unknown"
     if speed == "faster":
         parts.append(f"{format_ratio(p50(dense) / p50(measurement))} faster")
     elif speed == "as fast" and parts:

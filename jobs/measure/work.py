@@ -17,7 +17,7 @@ from jobs.measure.artifacts import saturating
 from jobs.measure.metrics import interval
 from jobs.measure.outputs import next_tokens
 from jobs.measure.session import ModelFile
-from jobs.measure.size import macs
+from jobs.measure.size import compressed_bytes, macs
 from jobs.requests import MeasureRequest, PredictRequest, ScoreRequest
 
 Array = np.ndarray[Any, Any]
@@ -54,6 +54,10 @@ def measure(context: Context, request: MeasureRequest) -> dict[str, Any] | None:
         outputs={name: values for name, values in outputs.items() if not name.endswith(_EXACT)},
         exact={name.removesuffix(_EXACT): values for name, values in outputs.items() if name.endswith(_EXACT)},
     )
+    for candidate in request.candidates:
+        if candidate.archive is not None:
+            sizes = {"bytes": candidate.archive.stat().st_size, "bytes_zstd": compressed_bytes(candidate.archive)}
+            measured[candidate.name] = measured[candidate.name].model_copy(update=sizes)
     return {name: measurement.to_json() for name, measurement in measured.items()}
 
 

@@ -91,6 +91,20 @@ def _no_tensor(model: OwnModel, widths: list[int]) -> str:
     return ""
 
 
+def packable(model: OwnModel | ForeignModel, signature: Signature) -> str:
+    """Why a model can't be packed; empty if it can. Of a factory's model only packing itself can tell."""
+    match model:
+        case LstmModel():
+            return "a pack shares the weights of convolutions and linear layers, and a recurrent layer's are neither"
+        case HuggingFaceModel():
+            return "what ties its layers together is its library's own affair"
+        case TransformerModel() if model.args.tied and signature.per_step:
+            return (
+                "its classifier is the embedding itself, and would come apart; untied (model.args.tied: false) it can"
+            )
+    return ""
+
+
 def prunable(model: OwnModel | ForeignModel, method: str) -> str:
     """Why a method can't prune a model; empty if it can. Of a factory's model only pruning itself can tell."""
     if isinstance(model, HuggingFaceModel) and method == "structured":

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from jobs.section import Section, illegal, not_supported_yet
+from jobs.section import Section, illegal
 
 Scheme = Literal["int8_static", "int8_dynamic", "fp16", "bf16", "int8_qat", "int4_weight"]
 
@@ -172,6 +172,43 @@ class Quantize(Section):
         return self
 
 
+class Sparsify(Section):
+    """The training in which the weights of a pack become zero, with the job's own batch size, loss and optimizer.
+
+    Its rate falls by cosine. In the first 40 % of the steps ever more weights are zero, then the model recovers.
+    """
+
+    epochs: int = Field(default=20, ge=0, le=10_000)
+    """0 sets them to zero at once, and leaves it at that."""
+    lr: float | None = Field(default=None, gt=0.0, le=100.0)
+    """Peak rate; default: the training's own."""
+    distill: Distill | None = Distill()
+
+
+class Finetune(Section):
+    """The training of a pack's codebooks, biases and normalizations, distilled likewise; its rate falls too."""
+
+    epochs: int = Field(default=3, ge=0, le=10_000)
+    lr: float | None = Field(default=None, gt=0.0, le=100.0)
+    """Peak rate; default: half the training's own."""
+
+
+class Pack(Section):
+    """An archive for storage and transfer (Han, Mao & Dally 2016): few weights, from a small codebook a layer.
+
+    It is made of the dense model, as an artifact of its own, and restores an ordinary float model bit for bit.
+    """
+
+    sparsity: float = Field(default=0.95, ge=0.0, lt=1.0)
+    """Share of the weights of all convolutions and linear layers, together, that become zero."""
+    codebook_bits: int = Field(default=5, ge=1, le=8)
+    """A layer has at most 2^bits values beside zero."""
+    conv_bits: int | None = Field(default=None, ge=1, le=8)
+    """The same for convolutions; default: codebook_bits."""
+    recover: Sparsify = Sparsify()
+    finetune: Finetune = Finetune()
+
+
 class Target(Section):
     """The host that artifacts are meant for, where it is another one: what `thresher hardware --json` says of it.
 
@@ -202,17 +239,11 @@ class Compress(Section):
     low_rank: LowRank | None = None
     """Of the pruned model where there is one, else of the dense."""
     quantize: Quantize | None = None
-    pack: dict[str, Any] | None = None
+    pack: Pack | None = None
+    """Of the dense model, whatever else is made of it."""
     budget: Budget = Budget()
     pick: Literal["smallest", "fastest", "most_accurate"] = "smallest"
     target: Target | None = None
-
-    @field_validator("pack")
-    @classmethod
-    def _later(cls, value: Any) -> Any:
-        if value is not None:
-            raise not_supported_yet("compress.pack")
-        return value
 
 
 class Export(Section):

@@ -167,6 +167,12 @@ class JobSpec(Section):
         return self.compress.prune is not None or self.compresses_by_search
 
     @property
+    def packs(self) -> bool:
+        """Whether a pack is made, or a search sets its keys, which makes one."""
+        space = self.search.space if self.search is not None else ()
+        return self.compress.pack is not None or any(key.startswith("compress.pack.") for key in space)
+
+    @property
     def uses_own_code(self) -> bool:
         return isinstance(self.model, FactoryModel)
 

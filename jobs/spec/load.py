@@ -142,7 +142,7 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
                 Problem(
                     where,
                     f"{key} {what}",
-                    allowed="keys below train, model.args, compress.prune; data.normalize",
+                    allowed="keys below train, model.args, compress.prune, compress.pack; data.normalize",
                     nearest=near[0] if near else None,
                 )
             )

@@ -176,7 +176,7 @@ class Search(Section):
         return train, compress
 
 
-SEARCHABLE_PREFIXES = ("train.", "model.args.", "compress.prune.", "data.normalize")
+SEARCHABLE_PREFIXES = ("train.", "model.args.", "compress.prune.", "compress.pack.", "data.normalize")
 """Everything else names where the job runs or what it is asked for, and is no hyperparameter."""
 
 UNSEARCHABLE = (

@@ -3,6 +3,7 @@
 import gc
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ SYNC_EVERY_S = 1.0
 """Aim for the time between two of them, where steps take long."""
 REPORT_EVERY_S = 0.5
 """Least time between two reports of steps: whoever reads them shares the machine with the training."""
+BeforeStep = Callable[[nn.Module, int, int], None]
+"""(module under training, step, number of steps): changes buffers, such as masks, before a step is taken."""
 EVALUATION_BATCH = 512
 EVALUATION_VALUES = 1 << 24
 """Outputs that an evaluation holds at once; a language model has a vocabulary of them for each step."""
@@ -84,6 +87,7 @@ def fit(
     teacher: nn.Module | None = None,
     distill: Distill | None = None,
     block_costs: tuple[int, ...] = (),
+    before_step: BeforeStep | None = None,
 ) -> FitResult:
     """Trains `module` over all the workers of the group and returns it whole on each of them.
 
@@ -93,6 +97,8 @@ def fit(
         checkpoints: a folder that all ranks reach; a training that was broken off goes on from its newest entry.
         block_costs: what each block of `module` costs to compute, to balance the stages of a pipeline by.
         teacher: with `distill`, the dense parent whose outputs are learnt from.
+        before_step: called on every rank alike. It sees whole parameters in a layout without tensor peers, stages of
+            a pipeline, or ZeRO 3.
 
     Raises:
         TrainingDiverged: a loss became NaN or infinite.
@@ -101,7 +107,8 @@ def fit(
     warm_up(context)
     if context.size > 1:
         gc.collect()  # what trainings before have left: DeepSpeed's engines are cycles, and hold process groups
-    return _Training(module, dataset, recipe, context, label, checkpoints, teacher, distill, block_costs).run()
+    options = (label, checkpoints, teacher, distill, block_costs, before_step)
+    return _Training(module, dataset, recipe, context, *options).run()
 
 
 class _Training:
@@ -116,6 +123,7 @@ class _Training:
         teacher: nn.Module | None,
         distill: Distill | None,
         block_costs: tuple[int, ...],
+        before_step: BeforeStep | None,
     ) -> None:
         train, layout = recipe.train, recipe.layout
         if layout.size != context.size:
@@ -124,6 +132,7 @@ class _Training:
             )
         self.recipe, self.train, self.context, self.label = recipe, train, context, label
         self.dataset = dataset
+        self.before_step = before_step
         self.share = share_batch(
             train.batch_size, layout.data, recipe.micro_batch, _norm_group(module), layout.pipeline
         )
@@ -193,6 +202,8 @@ class _Training:
         share, place = self.share, self.mesh.coordinate
         # For layers of the user's own that draw: a function of the place in the run, so that a resume needs no state.
         torch.manual_seed(((self.train.seed * 1_000_003 + step) * 65_537 + place.data) % 2**63)
+        if self.before_step is not None:
+            self.before_step(self.engine.module, step, self.total_steps)
         self.engine.set_rate(rate(self.train.schedule, self.train.optimizer.lr, step, self.total_steps))
         weight = self.loss.weight(self.batches.targets(step))
         # DeepSpeed averages over ranks and micro-batches; this turns its average into the sum that we want.

@@ -61,7 +61,7 @@ class Mark:
     class_: str
     tip: str
     shape: str = "circle"
-    """circle, square, diamond, triangle or cross: never told apart by colour alone."""
+    """circle, square, diamond, triangle, wedge (a triangle upside down) or cross: never told apart by colour alone."""
     size: float = 4.5
     label: str = ""
     ring: bool = False
@@ -219,6 +219,7 @@ def shape(kind: str, x: float, y: float, size: float, class_: str, *children: Ma
         "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
         "diamond": [(0.0, -1.25), (1.25, 0.0), (0.0, 1.25), (-1.25, 0.0)],
         "triangle": [(0.0, -1.15), (1.1, 0.85), (-1.1, 0.85)],
+        "wedge": [(0.0, 1.15), (-1.1, -0.85), (1.1, -0.85)],
     }[kind]
     steps = "L".join(f"{x + size * dx:.1f} {y + size * dy:.1f}" for dx, dy in corners)
     return svg.tag("path", *children, d=f"M{steps}Z", class_=class_, data_key=key)

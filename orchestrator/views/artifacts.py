@@ -141,7 +141,7 @@ def _lineage(subject: Subject) -> Markup:
                 name=artifact.name,
                 parent=artifact.parent,
                 lines=(f"{format_bytes(m.bytes)} · {latency} · {format_metric(m.metric.name, m.metric.value)}",),
-                edge=_edge(m, parent.measurement) if parent is not None else (),
+                edge=_edge(m, parent.measurement, artifact.stage) if parent is not None else (),
                 class_=f"fill-{artifact.stage}",
                 tip=f"{artifact.name}\n{artifact.verdict}",
                 selected=subject.selected is not None and artifact.name == subject.selected.name,
@@ -150,14 +150,14 @@ def _lineage(subject: Subject) -> Markup:
     return tree(nodes, label="lineage of the artifacts, from the dense model on")
 
 
-def _edge(ours: Measurement, parent: Measurement) -> tuple[str, ...]:
+def _edge(ours: Measurement, parent: Measurement, stage: str) -> tuple[str, ...]:
     """What one step changed against its own parent: size, speed, metric."""
     lines = []
     for before, after, better, worse in (
         (float(parent.bytes), float(ours.bytes), "smaller", "bigger"),
         (p50(parent), p50(ours), "faster", "slower"),
     ):
-        if before > 0 and after > 0:
+        if before > 0 and after > 0 and not (stage == "pack" and better == "faster"):
             ratio = before / after
             lines.append(f"{format_ratio(max(ratio, 1 / ratio))} {better if ratio >= 1 else worse}")
     before_delta = parent.metric_delta.value if parent.metric_delta is not None else 0.0

@@ -13,8 +13,20 @@ from orchestrator.units import PERCENT_METRICS, format_change
 
 Row = TypeVar("Row")
 
-STAGE_WORDS = {"dense": "dense", "prune": "pruned", "low_rank": "low rank", "quantize": "quantized"}
-STAGE_SHAPES = {"dense": "circle", "prune": "diamond", "low_rank": "triangle", "quantize": "square"}
+STAGE_WORDS = {
+    "dense": "dense",
+    "prune": "pruned",
+    "low_rank": "low rank",
+    "quantize": "quantized",
+    "pack": "packed",
+}
+STAGE_SHAPES = {
+    "dense": "circle",
+    "prune": "diamond",
+    "low_rank": "triangle",
+    "quantize": "square",
+    "pack": "wedge",
+}
 
 
 @dataclass(frozen=True)

@@ -660,8 +660,29 @@ SPECS |= {
         ("at least 1",),
     ),
 }
+SPECS |= {
+    # Packs.
+    **{
+        f"a sparsity of {value}": ({"compress.pack.sparsity": value}, "compress.pack.sparsity", (words,))
+        for value, words in ((1.0, "below 1"), (-0.1, "at least 0"), ("high", "a number"))
+    },
+    **{
+        f"{key} of {value}": ({f"compress.pack.{key}": value}, f"compress.pack.{key}", (words,))
+        for key in ("codebook_bits", "conv_bits")
+        for value, words in ((0, "at least 1"), (9, "at most 8"), (4.5, "a whole number"))
+    },
+    "a misspelt key of a pack": (
+        {"compress.pack": {"sparsty": 0.9}},
+        "compress.pack.sparsty",
+        ("did you mean 'sparsity'",),
+    ),
+    "epochs below 0 for a pack": (
+        {"compress.pack.recover.epochs": -1},
+        "compress.pack.recover.epochs",
+        ("at least 0",),
+    ),
+}
 LATER: dict[str, tuple[dict[str, Any], str]] = {
-    "pack": ({"compress.pack": {"sparsity": 0.9}}, "compress.pack"),
     **{
         name: (space(DROPOUT, {"uniform": [0, 0.1]}, scheduler=name), "search.scheduler")
         for name in ("hyperband", "median", "pbt")

@@ -1,5 +1,6 @@
 """The command line, in this process: what it prints, in which form, and how it ends."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from jobs.records import JobPlan
 from jobs.spec import JobSpec
 from orchestrator import cli, driver
 from orchestrator.runs import Storage
+from tests.jobs.compress.small_packs import small_files, small_pack
 
 DIGITS: dict[str, Any] = {
     "name": "small",
     "data": {"source": {"kind": "builtin", "name": "digits"}},
     "model": {"name": "lenet"},
 }
-COMMANDS = ("plan", "run", "resume", "report", "verify", "predict", "clean", "schema", "submit")
+COMMANDS = ("plan", "run", "resume", "report", "verify", "predict", "unpack", "clean", "schema", "submit")
 COMMANDS += ("status", "logs", "cancel", "data")
 
 
@@ -203,6 +205,30 @@ class TestAnswers:
         document = thresher("data", "info", spec, "--json").document
         assert document["num_samples"] == {"train": 1437, "validation": 180, "test": 180}
         assert document["fingerprint"] in text
+
+    def test_unpack(self, thresher: Thresher, tmp_path: Path) -> None:
+        artifact = tmp_path / "packed"
+        artifact.mkdir()
+        (artifact / "model.thpack").write_bytes(small_pack())
+        files = small_files()
+        for arguments in ((artifact,), (artifact / "model.thpack", "--out", tmp_path / "there")):
+            document = thresher("unpack", *arguments, "--json").document
+            folder = Path(document["path"])
+            assert folder == (tmp_path / "there" if len(arguments) > 1 else artifact / "model")
+            assert {record["path"]: record["sha256"] for record in document["files"]} == {
+                name: hashlib.sha256(content).hexdigest() for name, content in files.items()
+            }
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+        assert thresher("unpack", artifact).out.splitlines()[-1] == str(artifact / "model")
+
+    def test_a_damaged_pack(self, thresher: Thresher, tmp_path: Path) -> None:
+        for name, content in (("cut", small_pack()[:-1]), ("other", b"no pack at all"), ("none", None)):
+            if content is not None:
+                (tmp_path / name).write_bytes(content)
+            ended = thresher("unpack", tmp_path / name, "--out", tmp_path / "out")
+            assert ended.code == 1
+            assert f"error: {tmp_path / name}" in ended.err
+        assert not (tmp_path / "out").exists()
 
     def test_clean(self, thresher: Thresher) -> None:
         lost = Path("runs/stages/0123abcd")

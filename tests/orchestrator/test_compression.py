@@ -13,7 +13,7 @@ from orchestrator.compression import check_rounding
 from orchestrator.layouts import PROCESS_BYTES
 from orchestrator.plan import plan_job
 from orchestrator.runs import Storage
-from orchestrator.stages import low_rank_config
+from orchestrator.stage_configs import low_rank_config
 
 DIGITS: dict[str, Any] = {
     "name": "small",
@@ -78,6 +78,33 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_what_can_not_be_packed_is_refused(storage: Storage, sequences: dict[str, Any]) -> None:
+    spec = JobSpec.parse(DIGITS | {"data": sequences, "model": LSTM, "compress": {"pack": {}}})
+    with pytest.raises(SpecError, match=r"compress\.pack: model lstm can't be packed: .*recurrent"):
+        plan_job(spec, storage)
+    searched = {"model": {"name": "lstm"}, "search": {"space": {"compress.pack.sparsity": {"uniform": [0.8, 0.9]}}}}
+    with pytest.raises(SpecError, match=r"compress\.pack: model lstm"):
+        plan_job(JobSpec.parse(DIGITS | {"data": sequences} | searched), storage)
+
+
+def test_all_that_compression_makes_stands_side_by_side_in_a_plan(storage: Storage) -> None:
+    every = {"prune": {}, "low_rank": {"min_size": 8}, "quantize": {}, "pack": {}}
+    plan = plan_job(digits(compress=every), storage)
+    names = [stage.name for stage in plan.stages if stage.action == "run"]
+    assert names[1:] == ["train", "prune", "low_rank", "export", "quantize", "share", "pack", "measure", "test"]
+    assert plan.hashes["share"] == plan_job(digits(compress={"pack": {}}), storage).hashes["share"]
+
+
+@pytest.mark.parametrize("compress", ["prune", "low_rank", "pack"])
+def test_recovery_leaves_the_layout_of_the_training(compress: str, storage: Storage) -> None:
+    """A batch that two stages of a pipeline share as one need not divide over two data-parallel workers."""
+    section = {"min_size": 8} if compress == "low_rank" else {}
+    values = {"resources.workers": 2, "layout": {"pipeline": 2}, "train.batch_size": 31}
+    plan_job(digits(**values), storage)
+    with pytest.raises(SpecError, match="so the recovery after pruning runs"):
+        plan_job(digits(**values, compress={compress: section}), storage)
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_the_model_has_no_layers_for_is_refused(case: str, storage: Storage) -> None:
     values, message = REFUSED[case]
@@ -115,7 +142,8 @@ def test_a_model_that_one_worker_does_not_hold_is_not_pruned(storage: Storage) -
         each = PROCESS_BYTES + int(4 * params * copies)
         plan_job(large.replace(values), storage, memory_bytes=int(each / 0.8) + 4)
 
-    for values, name in ((prune, "prune"), (low_rank, "low_rank")):
+    pack: dict[str, Any] = {"compress.pack": {}}
+    for values, name in ((prune, "prune"), (low_rank, "low_rank"), (pack, "pack")):
         plan(values, 2.1)
         with pytest.raises(SpecError, match=rf"compress\.{name}: every worker holds the whole model 2 times"):
             plan(values, 1.9)

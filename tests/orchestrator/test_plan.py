@@ -29,7 +29,7 @@ from orchestrator.layouts import (
 from orchestrator.plan import plan_job, searched_variants
 from orchestrator.plan_text import plan_lines
 from orchestrator.runs import Storage
-from orchestrator.stages import SCHEMA_VERSIONS, prune_config, train_config
+from orchestrator.stage_configs import SCHEMA_VERSIONS, prune_config, train_config
 
 DIGITS: dict[str, Any] = {
     "name": "small",
@@ -127,6 +127,7 @@ class TestStages:
             "low_rank": "skip",
             "export": "run",
             "quantize": "skip",
+            "pack": "skip",
             "measure": "run",
             "test": "run",
         }
@@ -135,6 +136,22 @@ class TestStages:
         assert stages["train"].reason == "no result yet"
         assert stages["prune"].reason == "the spec has no compress.prune"
         assert stages["train"].hash == plan.hashes["train"]
+
+    def test_a_pack(self, storage: Storage) -> None:
+        plan = plan_job(spec_of({"compress.pack": {}}), storage)
+        stages = stages_of(plan)
+        assert stages["share"].hash == plan.hashes["share"]
+        assert stages["pack"].action == "run"
+        other = plan_job(spec_of({"compress.pack": {"codebook_bits": 4}}), storage)
+        assert other.hashes["train"] == plan.hashes["train"]
+        assert other.hashes["share"] != plan.hashes["share"]
+
+    def test_a_search_of_packs(self, storage: Storage) -> None:
+        space = {"search.space": {"compress.pack.sparsity": {"uniform": [0.8, 0.95]}}}
+        spec = JobSpec.parse(spec_of(space).document())  # with a look at the space
+        assert spec.packs
+        stages = stages_of(plan_job(spec, storage))
+        assert stages["share"].reason == stages["pack"].reason == "depends on what the search finds"
 
     def test_a_search(self, storage: Storage) -> None:
         plan = plan_job(spec_of(SEARCH | PRUNE | {"compress.quantize.schemes": ["fp16"]}), storage)

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
 
+from jobs.compress.pack import pack_files
 from jobs.data import Dataset, TextEncoding, prepare
 from jobs.errors import ArtifactError, DataError
 from jobs.export.card import file_records, write_card
@@ -66,6 +68,23 @@ def test_a_language_model_says_what_follows_each_line(bigrams: Path, tmp_path: P
     assert [row["prediction"] for row in found] == ["b", "\n", "b", "<end>"]
     assert found[0]["probability"] == pytest.approx(np.exp(60) / (np.exp(60) + 2 * np.exp(50)), abs=1e-4)
     assert prediction_line(found[1]).startswith('"\\n"  ')
+
+
+def test_a_packed_artifact_is_unpacked_first(bigrams: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a\nab\n")
+    expected = list(predict_with(bigrams, tmp_path / "prompts.txt"))
+    files = {"model.onnx": (bigrams / "model.onnx").read_bytes(), "model.safetensors": save({}), "model.json": b"{}"}
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "model.thpack").write_bytes(pack_files(files))
+    card = json.loads((bigrams / "artifact.json").read_text())
+    records = [record.to_json() for record in file_records(packed, ["model.thpack"])]
+    write_card(packed, {**card, "files": records})
+    assert list(predict_with(packed, tmp_path / "prompts.txt")) == expected
+    assert sorted(path.name for path in packed.iterdir()) == ["artifact.json", "model.thpack"]
+    (packed / "model.thpack").write_bytes(b"THPK")
+    with pytest.raises(ArtifactError):
+        predict_with(packed, tmp_path / "prompts.txt")
 
 
 def test_prompts_may_lie_in_a_column(bigrams: Path, tmp_path: Path) -> None:

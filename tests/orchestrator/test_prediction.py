@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.compress.pack import pack_files
 from jobs.errors import ArtifactError, SpecError
 from jobs.export.card import file_records, write_card
 from jobs.export.onnx import export_onnx
@@ -119,6 +120,24 @@ def test_what_has_no_file_to_divide_is_refused_and_told_what_to_do(
     bare = artifact("transformer", files=("model.json",))
     with pytest.raises(SpecError, match=r"--pipeline:.*model\.safetensors.*--workers 4 alone.*export\.formats"):
         predict_with(bare, x, Spread(workers=4, pipeline=2))
+
+
+def test_what_a_pack_restores_is_divided(artifact: Callable[..., Path], tmp_path: Path) -> None:
+    x = tokens(tmp_path / "x.npz")
+    whole = artifact("transformer", served=True)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    names = ("model.onnx", "model.safetensors", "model.json")
+    (packed / "model.thpack").write_bytes(pack_files({name: (whole / name).read_bytes() for name in names}))
+    card = json.loads((whole / "artifact.json").read_text())
+    records = [record.to_json() for record in file_records(packed, ["model.thpack"])]
+    write_card(packed, {**card, "stage": "pack", "files": records})
+    scratch = tmp_path / "scratch"
+    with pytest.raises(SpecError, match=r"--tensor:.*greatest common divisor is 4"):
+        predict_with(packed, x, Spread(tensor=8), scratch=scratch)
+    assert list(scratch.iterdir()) == []
+    assert list(predict_with(packed, x, scratch=scratch)) == list(predict_with(whole, x))
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_damaged_model_is_an_artifact_error(artifact: Callable[..., Path], tmp_path: Path) -> None:

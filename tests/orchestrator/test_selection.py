@@ -89,6 +89,28 @@ def verdict_of(name: str, *others: Artifact, **options: Any) -> str:
     return verdicts[name]
 
 
+# Packs
+
+
+def packed(**figures: Any) -> Artifact:
+    return artifact("packed", **figures).model_copy(update={"stage": "pack"})
+
+
+def test_a_pack_counts_by_the_bytes_of_its_archive() -> None:
+    small = artifact("small", size=50_000)
+    assert choose(small, packed(size=4_000)).selected == "packed"
+    assert choose(small, packed(size=60_000)).selected == "small"
+
+
+def test_a_pack_is_never_the_fastest() -> None:
+    """It serves as the float model that it restores: a lower figure is noise."""
+    assert choose(packed(size=4_000, ms=0.01), pick="fastest").selected == "dense"
+    words = verdict_of("packed", packed(size=4_000, ms=0.01))
+    assert "an archive" in words
+    assert "faster" not in words
+    assert "slower" not in verdict_of("packed", packed(size=4_000, ms=100.0))
+
+
 # The Pareto front
 
 figure = st.one_of(st.integers(0, 4).map(float), st.just(math.nan))

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.compress.pack import unpack
 from jobs.errors import BudgetUnmet, JobFailed
 from jobs.records import RunReport
 from jobs.storage import read_json
@@ -127,6 +128,29 @@ def test_artifacts_verify_and_predict_on_their_own(storage: Path, searched: RunR
     assert sum(predictions[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_a_pack_is_an_artifact_that_restores_what_was_measured(storage: Path, local_ray: object, tmp_path: Path):
+    document = {key: value for key, value in DIGITS.items() if key != "search"}
+    pack = {"sparsity": 0.7, "codebook_bits": 4, "recover": {"epochs": 2}, "finetune": {"epochs": 1}}
+    document["compress"] = {"pack": pack, "budget": {"max_metric_drop": 1.0}}
+    report = run(JobSpec.parse(document), runs=storage)
+    assert [a.name for a in report.artifacts] == ["dense", "packed"]
+    dense, packed = report.artifacts
+    assert report.selected == "packed"
+    assert (packed.stage, packed.parent, [f.path for f in packed.files]) == ("pack", "dense", ["model.thpack"])
+    assert packed.measurement.bytes == packed.files[0].bytes < dense.measurement.bytes / 4
+    assert packed.measurement.params <= dense.measurement.params
+    assert packed.recipe["ratio"] == pytest.approx(packed.recipe["fp32_bytes"] / packed.files[0].bytes)
+    assert packed.test_metric is not None
+    assert "recover/packed" in report.curves
+    folder = run_dir(storage, report) / "artifacts" / "packed"
+    assert artifacts.verify(folder)["ok"]
+    restored = unpack(folder / "model.thpack", tmp_path)
+    stage = next(stage["hash"] for stage in report.stages if stage["name"] == "export/packed")
+    assert restored["model.onnx"].read_bytes() == (storage / "stages" / stage / "model.onnx").read_bytes()
+    again = run(JobSpec.parse(document), runs=storage)
+    assert all(stage["reused"] for stage in again.stages)
+
+
 def test_a_changed_file_does_not_verify(storage: Path, searched: RunReport, tmp_path: Path):
     import shutil
 
@@ -158,7 +182,8 @@ def test_tensor_peers_train_what_one_worker_trains_and_the_rest_of_the_job_follo
     document = {key: value for key, value in DIGITS.items() if key != "search"}
     document["train"] = {"steps": 40, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.05}}
     document["model"] = {"name": "mlp", "args": {"hidden": [64, 32], "activation": "tanh", "dropout": 0.1}}
-    document["compress"] = {"prune": {"recover": {"epochs": 1}}, "quantize": {"schemes": ["int8_dynamic"]}}
+    document["compress"] = {"prune": {"round_to": 2, "recover": {"epochs": 1}}}
+    document["compress"]["quantize"] = {"schemes": ["int8_dynamic"]}
     one = run(JobSpec.parse(document), runs=tmp_path / "one")
     layout = {"layout": {"tensor": 2}, "resources": {"workers": 2}}
     two = run(JobSpec.parse({**document, **layout}), runs=tmp_path / "two")
@@ -213,6 +238,7 @@ def test_several_winners_each_with_their_own_family(tmp_path: Path):
         {
             "search.trials": 2,
             "search.winners": 2,
+            "search.objectives": {"metric": "max"},
             "search.algorithm": "grid",
             "search.scheduler": "none",
             "search.space": {"train.optimizer.lr": {"choice": [0.003, 0.01]}},
@@ -287,6 +313,7 @@ def test_a_search_whose_trials_all_fail_counts_the_causes(tmp_path: Path):
             "train.optimizer": {"name": "sgd", "lr": 1.0, "weight_decay": 10.0},
             "train.schedule": "constant",
             "search.space": {"train.optimizer.lr": {"uniform": [90.0, 100.0]}},
+            "search.objectives": {"metric": "max"},
             "search.trials": 2,
         }
     )

@@ -11,8 +11,10 @@ import pytest
 
 from cluster.gang import Gang
 from cluster.workers import run_work
+from jobs.compress.pack import pack_files
 from jobs.context import WorkRef
 from jobs.errors import ArtifactError
+from jobs.export.card import file_records, read_card, write_card
 from jobs.records import RunReport
 from orchestrator import JobSpec, artifacts, run
 from orchestrator.prediction import Spread, predict_with
@@ -108,6 +110,22 @@ def test_a_quantized_model_is_spread_to_the_bit(table: Trained, gang: Gang) -> N
     folder = table.artifact.with_name("dense-int8_dynamic")
     here = predict_with(folder, table.data / "new.csv")
     assert (predict_with(folder, table.data / "new.csv", Spread(workers=2), group=gang).outputs == here.outputs).all()
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_a_pack_says_what_its_files_say(table: Trained, gang: Gang, name: str, tmp_path: Path) -> None:
+    names = ("model.onnx", "model.safetensors", "model.json")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "model.thpack").write_bytes(pack_files({name: (table.artifact / name).read_bytes() for name in names}))
+    records = [record.to_json() for record in file_records(packed, ["model.thpack"])]
+    write_card(packed, {**read_card(table.artifact), "name": "packed", "stage": "pack", "files": records})
+    data = table.data / "new.csv"
+    scratch = tmp_path / "scratch"
+    found = predict_with(packed, data, SPREADS[name], group=gang, scratch=scratch)
+    expected = predict_with(table.artifact, data, SPREADS[name], group=gang)
+    assert (found.outputs == expected.outputs).all()
+    assert list(scratch.iterdir()) == []
 
 
 def test_two_workers_have_measured_what_one_process_measures(table: Trained, language: Trained) -> None:

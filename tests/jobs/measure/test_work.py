@@ -65,6 +65,8 @@ def test_shares_are_whole_batches(files: dict[str, Path], table: Path) -> None:
 @pytest.mark.parametrize("size", [2, 7])  # seven workers, five batches
 def test_several_workers_measure_what_one_does(files: dict[str, Path], table: Path, size: int, tmp_path: Path) -> None:
     candidates = tuple(CandidateFile(name, file, files["dense"], 0.0) for name, file in files.items())
+    (tmp_path / "model.thpack").write_bytes(b"pack" * 100)
+    candidates += (CandidateFile("packed", files["dense"], files["dense"], 0.0, archive=tmp_path / "model.thpack"),)
 
     def measured(size: int) -> Any:
         shares = tmp_path / f"of-{size}"
@@ -76,7 +78,11 @@ def test_several_workers_measure_what_one_does(files: dict[str, Path], table: Pa
         assert all(each["latency_ms"].pop("batch_1")["p50"] > 0 for each in found.values())
         return {name: {k: v for k, v in each.items() if k != "latency_ms"} for name, each in found.items()}
 
-    assert measured(size) == measured(1)
+    one = measured(1)
+    assert measured(size) == one
+    assert one["packed"]["bytes"] == 400 > one["packed"]["bytes_zstd"]
+    same = {"metric", "params", "macs"}
+    assert {key: one["packed"][key] for key in same} == {key: one["dense"][key] for key in same}
     assert not (tmp_path / "of-1").exists()
     scored = [
         together(score, ScoreRequest(files, table, "none", "log_loss", "test", tmp_path / f"test-{n}"), n)

@@ -15,7 +15,7 @@ from jobs.errors import SpecError
 from jobs.models import modules
 from jobs.models.build import build
 from jobs.models.invariant import GROUPED, SampleDropout
-from jobs.models.registry import blocks_of, prunable, summarize
+from jobs.models.registry import blocks_of, packable, prunable, summarize
 from jobs.records import BlockSummary, Signature
 from jobs.spec.load import model_section
 from jobs.spec.model import LenetArgs, LenetModel, MlpArgs, MlpModel, OwnModel, ResnetArgs, ResnetModel
@@ -296,6 +296,14 @@ class TestSplit:
     def test_which_families_can_be_pruned(self) -> None:
         for model, _ in FAMILIES.values():
             assert {prunable(model, method) for method in ("structured", "magnitude", "nm")} == {""}
+
+    def test_which_families_can_be_packed(self) -> None:
+        for name in ("mlp", "lenet", "resnet", "recommender", "transformer"):
+            assert packable(model_section({"name": name}), TOKENS) == ""
+        assert "recurrent" in packable(model_section({"name": "lstm"}), TOKENS)
+        assert "tied: false" in packable(model_section({"name": "transformer"}), LANGUAGE)
+        untied = model_section({"name": "transformer", "args": {"tied": False}})
+        assert packable(untied, LANGUAGE) == ""
 
 
 class TestInitialization:
