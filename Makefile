@@ -1,4 +1,5 @@
 # make demo    set up, then run examples/digits.yaml to its report
+# make slow    the tests that take minutes each
 # make parity  every layout against one process, and the tables of docs/layouts.md
 # make test    set up, then everything that must hold: style, types, import directions, tests
 PYTHON ?= python3
@@ -6,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test check fast parity bench clean
+.PHONY: install demo test check fast slow parity bench clean
 
 install: $(READY)
 
@@ -31,6 +32,9 @@ fast: install
 
 test: check
 	$(BIN)/python -m pytest -q
+
+slow: install
+	$(BIN)/python -m pytest -q -m slow --timeout 1200
 
 parity: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.multiprocess.parity --docs docs/layouts.md

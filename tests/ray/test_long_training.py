@@ -20,7 +20,7 @@ from orchestrator.runs import read_lines
 
 THRESHER = [sys.executable, "-m", "orchestrator.cli"]
 TIMEOUT_S = 180
-RUNTIMES = ["gang", "ray_train"]
+RUNTIMES = ["gang", pytest.param("ray_train", marks=pytest.mark.slow)]
 SPEC = {
     "name": "long",
     "data": {

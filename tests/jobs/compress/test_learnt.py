@@ -60,7 +60,11 @@ def trained(small: Small) -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("family", MODELS)
+QUICK = ("lenet", "recommender")
+BY_FAMILY = [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in MODELS]
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
 def test_the_learnt_steps_stand_in_the_file(family: str, families: Families, tmp_path: Path) -> None:
     small = families(family)
     module = trained(small)

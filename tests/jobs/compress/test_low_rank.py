@@ -74,7 +74,7 @@ def test_convolutions_keep_their_stride_and_padding() -> None:
     torch.testing.assert_close(factored(x), model(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["transformer of language", "resnet"])
+@pytest.mark.parametrize("family", ["transformer of language", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_a_model_of_low_rank_is_stored_exactly_and_exported(family: str, tmp_path: Path) -> None:
     model, signature = FAMILIES[family]
     pruned = prune_structured(made(family), signature, ratio=0.25)
