@@ -13,7 +13,6 @@ from cluster.local import LocalCluster
 from jobs.errors import SpecError
 
 THRESHER = [sys.executable, "-m", "orchestrator.cli"]
-TIMEOUT_S = 150
 
 
 @pytest.fixture(scope="module")
