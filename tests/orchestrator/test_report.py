@@ -500,6 +500,61 @@ def test_search_tells_states_apart_and_marks_the_best() -> None:
     assert page.count("path", "strand") > 20
 
 
+IMPORTANCE = {
+    "train-0": {
+        "trials": 27,
+        "shares": {"metric": {"train.optimizer.lr": 0.71, "model.args.dropout": 0.29}},
+        "left_out": ["train.batch_size"],
+        "note": "",
+    },
+    "compress-0": {"trials": 3, "shares": {}, "left_out": [], "note": "What mattered can't be said of 3."},
+}
+
+
+def test_search_says_what_mattered_or_why_it_can_not() -> None:
+    page = Page(render_html(a_report(search={**a_search(), "importance": IMPORTANCE})))
+    assert page.count("rect", "bar-metric") == 2
+    assert "71 %" in page.text
+    assert "over 27 completed trials" in page.text
+    assert "had one value: train.batch_size." in page.text
+    assert "What mattered can't be said of 3." in page.text
+    assert "What mattered" not in Page(render_html(a_report())).text  # of a report that says nothing of it
+
+
+def test_several_objectives_have_a_bar_each_and_a_front_for_every_pair() -> None:
+    shares = {name: {"compress.prune.ratio": 1.0} for name in ("metric", "bytes", "latency_ms")}
+    said = {"compress-0": {"trials": 16, "shares": shares, "left_out": [], "note": ""}}
+    search = a_search(trials=0)
+    search = {**search, "objectives": {"metric": "max", "latency_ms": "min", "bytes": "min"}, "importance": said}
+    page = Page(render_html(a_report(search=search)))
+    for title in (
+        "Metric against bytes of the file",
+        "Metric against p50 at batch 1",
+        "p50 at batch 1 against bytes of the file",
+    ):
+        assert title in page.text
+    assert page.count("path", "front") == 3 + Page(render_html(a_report(search=None))).count("path", "front")
+    assert [page.count("rect", f"bar-{name}") for name in shares] == [2, 2, 2]  # with those of the legend
+
+
+def test_the_best_learning_curves_are_named() -> None:
+    page = Page(render_html(a_report(search=a_search(compress=0))))
+    assert page.count("path", "strand-top") == 4
+    assert page.count("circle", "fill-front") == 1
+    ranked = sorted((t for t in a_search()["trials"][:40] if t["values"]), key=lambda t: -t["values"]["metric"])
+    for trial in ranked[:5]:
+        assert f"trial {trial['number']} " in page.text
+
+
+def test_a_search_on_its_own_has_a_page() -> None:
+    report = a_report(artifacts=(), curves={}, warnings=("the search ended early: enough",))
+    text = Page(render_html(report)).text
+    assert "A search and no more:" in text
+    assert "the search ended early: enough" in text
+    nothing = a_report(artifacts=(), curves={}, search={**a_search(), "trials": [a_trial(16)]})
+    assert "A search and no more: no trial completed." in Page(render_html(nothing)).text
+
+
 def test_parallel_axes_are_logarithmic_where_the_space_is() -> None:
     html = render_html(a_report())
     for tick in ("1e−4", "0.001", "0.01", "0.1"):
