@@ -45,6 +45,8 @@ class Phase:
     counts: str
     charts: tuple[tuple[str, Markup], ...]
     """Half the page's width each."""
+    trades: bool
+    """Whether some charts show objectives against one another, with a front and a budget."""
     importance: Markup | None
     importance_legend: tuple[tuple[str, str], ...]
     """(class, name) of the objectives in it."""
@@ -102,6 +104,7 @@ def _phase(study: Study) -> Phase:
         title=study.title,
         counts=", ".join(f"{count} {state}" for state, count in counts.items() if count),
         charts=tuple((title, chart) for title, chart in charts if chart is not None),
+        trades=bool(objectives),
         importance=importance(study),
         importance_legend=tuple(
             (f"bar-{name}", objective_name(study, name))

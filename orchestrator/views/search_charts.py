@@ -8,7 +8,7 @@ from markupsafe import Markup
 from jobs.records import Trial
 from orchestrator.charts.bars import Bars, bar_chart
 from orchestrator.charts.parallel import BOTTOM, TOP, Dimension, Strand, parallel_coordinates
-from orchestrator.charts.plots import HALF, Area, Mark, Series, line_chart, scatter_chart
+from orchestrator.charts.plots import HALF, HALF_NAMED, Area, Mark, Series, line_chart, scatter_chart
 from orchestrator.charts.scales import Category, Linear, Log, Scale, axis_name, by_spread, compact_label, linear
 from orchestrator.selection import pareto_front
 from orchestrator.views.common import compressed, metric_scale, number, show
@@ -94,22 +94,22 @@ def curves(study: Study) -> Markup | None:
         if trial.number in top:
             fill = "fill-front" if best else "fill-completed"
             tip = study.tip(trial)
-            label = f"trial {trial.number}"
-            names.append(Mark(*drawn[-1], fill, tip, size=3.0, label=label, key=study.key(trial)))
+            name, key = f"trial {trial.number}", study.key(trial)
+            names.append(Mark(*drawn[-1], fill, tip, size=3.0, label=name, ring=best, key=key))
     if not series:
         return None
     values = [y for one in series for _, y in one.points]
     epochs = [x for one in series for x, _ in one.points]
-    y = metric_scale(study.subject.metric, values, *HALF.y_range)
+    y = metric_scale(study.subject.metric, values, *HALF_NAMED.y_range)
     return line_chart(
-        HALF,
-        linear(epochs, *HALF.x_range, whole=True, pad=0.03),
+        HALF_NAMED,
+        linear(epochs, *HALF_NAMED.x_range, whole=True, pad=0.03),
         y,
         series,
         label=f"validation {study.subject.metric} by epoch, one line a trial",
         x_name="epoch",
         y_name=axis_name(f"{study.subject.metric}, validation", y),
-        marks=names,
+        ends=names,
     )
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.records import Trial
-from orchestrator import JobSpec, SearchResult, StopSearch, TrialEpoch, search
+from orchestrator import JobSpec, SearchResult, StopSearch, TrialEpoch, resume, search
 from orchestrator.report import read_report
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -60,6 +60,13 @@ def test_a_search_ends_early_and_another_goes_on_where_it_ended(tmp_path: Path):
     assert second.trials[1].params == epochs[-1].params
     assert second.best is not None
     assert second.best.values["metric"] == max(trial.values["metric"] for trial in second.trials)
+
+    resumed = resume(first.run_dir, runs=tmp_path)
+    assert resumed.artifacts == ()
+    assert resumed.warnings == ()
+    assert resumed.search is not None
+    assert [Trial.from_json(document) for document in resumed.search["trials"]] == list(second.trials)
+    assert list(resumed.search["importance"]) == ["train-0"]
 
 
 def test_the_example_ends_with_a_selected_artifact(
