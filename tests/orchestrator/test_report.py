@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import math
 import random
 import re
@@ -15,6 +16,7 @@ import pytest
 from jobs.errors import ArtifactError
 from jobs.records import Artifact, Delta, Goodput, Interval, Latency, Measurement, RunReport
 from jobs.spec.compress import Budget
+from orchestrator.charts.plots import HALF_NAMED, Mark, line_chart
 from orchestrator.charts.scales import Linear, Log, by_spread, thinned
 from orchestrator.report import HTML_NAME, JSON_NAME, read_report, render_html, summary_lines, write_report
 from orchestrator.selection import select
@@ -546,6 +548,19 @@ def test_the_best_learning_curves_are_named() -> None:
     ranked = sorted((t for t in a_search()["trials"][:40] if t["values"]), key=lambda t: -t["values"]["metric"])
     for trial in ranked[:5]:
         assert f"trial {trial['number']} " in page.text
+
+
+def test_names_at_the_ends_of_lines_do_not_cover_one_another() -> None:
+    x, y = Linear(0, 10, *HALF_NAMED.x_range), Linear(0, 1, *HALF_NAMED.y_range)
+    for level in (0.0, 0.5, 1.0):
+        ends = [Mark(10, level + 0.001 * n, "fill-completed", "", label=f"trial {n}") for n in range(5)]
+        page = Page(line_chart(HALF_NAMED, x, y, [], label="", x_name="", y_name="", ends=ends))
+        names = [attributes for tag, attributes in page.tags if tag == "text" and attributes["class"] == "name"]
+        heights = [float(str(attributes["y"])) for attributes in names]
+        assert len(heights) == 5
+        assert min(b - a for a, b in itertools.pairwise(heights)) >= 13
+        assert HALF_NAMED.top <= heights[0]
+        assert heights[-1] <= HALF_NAMED.height - HALF_NAMED.bottom + 5
 
 
 def test_a_search_on_its_own_has_a_page() -> None:

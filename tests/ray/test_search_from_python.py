@@ -17,7 +17,7 @@ SPEC: dict[str, Any] = {
     "name": "small",
     "data": {"source": {"kind": "builtin", "name": "digits"}, "split": {"validation": 0.2, "test": 0.2}},
     "model": {"name": "mlp", "args": {"hidden": [16]}},
-    "train": {"epochs": 2, "batch_size": 128, "optimizer": {"name": "adamw", "lr": 1e-2}},
+    "train": {"epochs": 3, "batch_size": 128, "optimizer": {"name": "adamw", "lr": 1e-2}},
     "search": {
         "trials": 3,
         "algorithm": "random",
@@ -43,7 +43,7 @@ def test_a_search_ends_early_and_another_goes_on_where_it_ended(tmp_path: Path):
     assert isinstance(first, SearchResult)
     assert [trial.number for trial in first.trials] == [0]  # the one that ran has ended, and is not among them
     assert tuple(told) == first.trials
-    assert [epoch.trial for epoch in epochs] == [0, 0, 1]
+    assert [epoch.trial for epoch in epochs] == [0, 0, 0, 1, 1]  # it ends at its next epoch
     assert epochs[-1].params.keys() == {"train.optimizer.lr"}
     assert first.ended == "the second one tells it all"
     assert first.run_dir is not None
