@@ -8,7 +8,7 @@ import pytest
 
 from jobs.records import Trial
 from jobs.spec.search import Search
-from orchestrator.importance import importance
+from orchestrator.importance import MOST_TRIALS, importance
 
 SPACE: dict[str, Any] = {
     "train.optimizer.lr": {"loguniform": [1e-4, 1e-1]},
@@ -71,3 +71,9 @@ def test_equal_results_say_nothing():
         {},
         "What mattered can't be said: all completed trials came out the same.",
     )
+
+
+def test_of_very_many_trials_an_even_choice_is_looked_at():
+    found = of(trials(MOST_TRIALS * 2 + 1, lambda p: p["model.args.dropout"]))
+    assert MOST_TRIALS // 2 < found["trials"] <= MOST_TRIALS
+    assert next(iter(found["shares"]["metric"])) == "model.args.dropout"
