@@ -8,27 +8,20 @@ from jobs.spec import JobSpec
 from jobs.storage import atomic_path, read_json
 from orchestrator.environment import environment
 from orchestrator.goodput import goodput
+from orchestrator.importance import importance
 from orchestrator.runs import Run
+from orchestrator.search_result import trials_table
 from orchestrator.selection import Selection, best_trials, trial_front
 from orchestrator.stages import Model, Stages
+from orchestrator.views.study import named_parts
 
 
 def write_trials(path: Path, trials: list[Trial]) -> None:
     """A row a trial: parameters and objectives as columns of their own."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    keys = sorted({key for trial in trials for key in trial.params})
-    rows = [
-        {
-            **trial.model_dump(exclude={"params", "values", "curve"}),
-            **{key: trial.params.get(key) for key in keys},
-            **{f"value.{name}": trial.values.get(name) for name in ("metric", "latency_ms", "bytes")},
-        }
-        for trial in trials
-    ]
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        pq.write_table(trials_table(trials), temporary)
 
 
 def build_report(
@@ -105,6 +98,8 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
 
 
 def _search_summary(spec: JobSpec, trials: list[Trial]) -> dict[str, Any] | None:
+    from orchestrator.study.study import directions
+
     search = spec.search
     if search is None:
         return None
@@ -125,4 +120,8 @@ def _search_summary(spec: JobSpec, trials: list[Trial]) -> dict[str, Any] | None
         "mode": search.mode,
         "algorithm": search.algorithm,
         "scheduler": search.scheduler,
+        "importance": {
+            name: importance(part, search.dimensions(part[0].phase), list(directions(spec, part[0].phase)))
+            for name, part in named_parts(trials).items()
+        },
     }

@@ -18,14 +18,18 @@ from jobs.context import WorkRef
 from jobs.errors import ClusterUnreachable, Interrupted, SpecError, ThresherError
 from jobs.records import JobPlan, RunReport
 from jobs.spec import JobSpec
-from jobs.storage import write_json
+from jobs.storage import read_json, write_json
 from orchestrator.layouts import planned_layouts
-from orchestrator.pipeline import Job, perform, prepare
+from orchestrator.pipeline import Found, Job, explore, perform, prepare
 from orchestrator.plan import plan_job
 from orchestrator.runs import Run, Storage
 from orchestrator.stages import Stages
+from orchestrator.watching import Watcher
 
 Listener = Callable[[dict[str, Any]], None]
+
+GOAL = "goal.json"
+"""In the directory of a run that ends with its search: what a resumed one is to do."""
 
 
 def run(
@@ -45,9 +49,21 @@ def run(
     """
     storage = Storage.at(runs)
     plan_job(spec, storage)
-    created = storage.create_run(spec)
+    return begin(storage.create_run(spec), storage, address=address, listeners=listeners)
+
+
+def begin(
+    created: Run,
+    storage: Storage,
+    *,
+    address: str | None,
+    listeners: tuple[Listener, ...],
+    watcher: Watcher | None = None,
+    on_found: Callable[[Found], None] = lambda found: None,
+) -> RunReport:
+    """Drives a run that was just created; its directory goes where it could not even start."""
     try:
-        return resume_run(created, storage, address=address, listeners=listeners)
+        return resume_run(created, storage, address=address, listeners=listeners, watcher=watcher, on_found=on_found)
     except (SpecError, ClusterUnreachable):
         if not (created.folder / "stages").exists():
             shutil.rmtree(created.folder)  # nothing is complete: there is nothing to resume
@@ -63,13 +79,27 @@ def resume(
     return resume_run(found, Storage(found.folder.parent), address=address, listeners=listeners)
 
 
-def resume_run(run: Run, storage: Storage, *, address: str | None, listeners: tuple[Listener, ...]) -> RunReport:
-    """Drives a run whose directory is there, from wherever it stands."""
-    run.listeners += listeners
+def resume_run(
+    run: Run,
+    storage: Storage,
+    *,
+    address: str | None,
+    listeners: tuple[Listener, ...],
+    watcher: Watcher | None = None,
+    on_found: Callable[[Found], None] = lambda found: None,
+) -> RunReport:
+    """Drives a run whose directory is there, from wherever it stands.
+
+    Args:
+        watcher: looks on at the search, and may end it early.
+        on_found: gets what the search found, of a run that ends with it.
+    """
+    watcher = watcher or Watcher()
+    run.listeners += [*listeners, watcher]
     with run.driving(), _stop_on_sigterm():
         run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name)
         try:
-            report = _drive(run, storage, address)
+            report = _drive(run, storage, address, watcher, on_found)
         except (KeyboardInterrupt, Interrupted) as error:
             run.event("interrupted")
             raise Interrupted(f"stopped; go on with: thresher resume {run.folder}") from error
@@ -80,7 +110,9 @@ def resume_run(run: Run, storage: Storage, *, address: str | None, listeners: tu
         return report
 
 
-def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
+def _drive(
+    run: Run, storage: Storage, address: str | None, watcher: Watcher, on_found: Callable[[Found], None]
+) -> RunReport:
     spec = run.spec
     plan = plan_job(spec, storage)
     dataset = prepare(run, spec, plan, storage)
@@ -117,8 +149,18 @@ def _drive(run: Run, storage: Storage, address: str | None) -> RunReport:
             ),
             slots=_slots(connection, spec, plan.demand.fewest_workers),
             trials=[],
+            watcher=watcher,
         )
-        return perform(job)
+        if not _ends_with_its_search(run):
+            return perform(job)
+        found, report = explore(job)
+        on_found(found)
+        return report
+
+
+def _ends_with_its_search(run: Run) -> bool:
+    path = run.folder / GOAL
+    return path.exists() and read_json(path) == {"goal": "search"}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import data
 from jobs.data import Dataset
-from jobs.errors import BudgetUnmet
+from jobs.errors import BudgetUnmet, Interrupted
 from jobs.export.card import file_records
 from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Trial
 from jobs.spec import JobSpec
@@ -23,10 +23,12 @@ from orchestrator.family import family
 from orchestrator.layouts import planned_layouts
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
+from orchestrator.search_result import best_of
 from orchestrator.selection import Selection, best_compression, best_trials, select
 from orchestrator.stage_configs import SCHEMA_VERSIONS, search_config
 from orchestrator.stages import Model, Stages
 from orchestrator.verdict import judge_test
+from orchestrator.watching import Watcher
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,22 @@ class Winner:
     spec: JobSpec
     suffix: str
     """Of the names of its models: "" for the first."""
+    trial: Trial | None = None
+    """Where its values come from; None where training keys were not searched."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the searches of a job found.
+
+    Attributes:
+        best: None where no trial completed.
+        base: what the trials of the best one's phase differ from.
+    """
+
+    trials: tuple[Trial, ...]
+    best: Trial | None
+    base: JobSpec
 
 
 @dataclass
@@ -53,6 +71,7 @@ class Job:
     slots: int
     """Trials that fit the free resources at a time."""
     trials: list[Trial]
+    watcher: Watcher
 
 
 def prepare(run: Run, spec: JobSpec, plan: JobPlan, storage: Storage) -> Path:
@@ -89,6 +108,36 @@ def calibration_warnings(spec: JobSpec, dataset: Dataset) -> list[str]:
     ]
 
 
+def explore(job: Job) -> tuple[Found, RunReport]:
+    """The searches alone. Nothing is made of what they find but what a trial looks at."""
+    assert job.spec.search is not None
+    found: list[tuple[JobSpec, Trial]] = []
+    for winner in _winners(job):
+        if winner.trial is not None:
+            found.append((job.spec, winner.trial))
+        if "compress" in job.spec.search.phases() and not job.watcher.ended:
+            job.stages.train(winner.spec, f"train{winner.suffix}")
+            chosen = best_of(_search(job, winner.spec, "compress", winner.suffix), winner.spec)
+            if chosen:
+                found.append((winner.spec, chosen))
+    last = [(base, trial) for base, trial in found if trial.phase != "train"]
+    # Of several winners the one whose compressed trial is best; without compression the first is.
+    best = best_of([trial for _, trial in last], job.spec) if last else (found[0][1] if found else None)
+    base = next((base for base, trial in found if trial is best), job.spec)
+    warnings = (f"the search ended early: {job.watcher.ended}",) if job.watcher.ended else ()
+    report = build_report(
+        job.run,
+        job.spec,
+        job.plan,
+        Selection(selected="", artifacts=(), warnings=warnings),
+        trials=job.trials,
+        curves={},
+        slots=job.slots,
+    )
+    write_report(report, job.run.folder)
+    return Found(tuple(job.trials), best, base), report
+
+
 def _winners(job: Job) -> Iterator[Winner]:
     """The training configurations to go on with, best first."""
     search = job.spec.search
@@ -103,7 +152,7 @@ def _winners(job: Job) -> Iterator[Winner]:
     else:
         best = best_trials(trials, direction=job.spec.metric_direction, count=search.winners)
     for index, trial in enumerate(best):
-        yield Winner(job.spec.replace(trial.params), f"-{index + 1}" if index else "")
+        yield Winner(job.spec.replace(trial.params), f"-{index + 1}" if index else "", trial)
 
 
 def _make(job: Job, winner: Winner) -> list[Model]:
@@ -121,16 +170,28 @@ def _make(job: Job, winner: Winner) -> list[Model]:
 def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Trial]:
     """A phase of the search, as a stage: its finished trials are its result."""
     from orchestrator.search import SearchTask, run_search
+    from orchestrator.study.book import read_records
 
     assert base.search is not None
-    num_trials = base.search.num_trials(phase)
+    num_trials, concurrency = base.search.num_trials(phase), base.search.concurrency or job.slots
     smallest = planned_layouts(job.plan)[-1]
     name = f"search/{phase}{suffix}" if phase == "compress" else "search"
     started = time.monotonic()
+    unfinished: list[list[Trial]] = []
 
-    def search(folder: Path) -> dict[str, Any]:
+    def search(folder: Path) -> dict[str, Any] | None:
         job.release_workers()
-        job.run.event("search_started", phase=phase, stage=name, trials=num_trials, direction=base.metric_direction)
+        known = list(read_records(folder).values())
+        job.watcher.begin(base, known)
+        job.run.event(
+            "search_started",
+            phase=phase,
+            stage=name,
+            trials=num_trials,
+            done=[trial.to_json() for trial in known],
+            slots=min(concurrency, job.slots),
+            direction=base.metric_direction,
+        )
 
         def on_trial(trial: Trial) -> None:
             job.run.event("trial", stage=name, **trial.to_json())
@@ -147,10 +208,21 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
             slots=job.slots,
             on_trial=on_trial,
             on_event=lambda event: job.run.log(event),
+            should_stop=lambda: bool(job.watcher.ended),
         )
-        trials = run_search(task)
+        try:
+            trials = run_search(task)
+        except Interrupted:
+            if not job.watcher.ended:
+                raise
+            trials = sorted(read_records(folder).values(), key=lambda trial: trial.number)
+            if len(trials) < num_trials:
+                unfinished.append(trials)  # and no complete stage: the next attempt goes on from here
+                job.run.event(
+                    "search_ended", stage=name, reason=job.watcher.ended, finished=len(trials), trials=num_trials
+                )
         job.run.event("search_finished", phase=phase, stage=name, seconds=time.monotonic() - started)
-        return {"trials": [trial.to_json() for trial in trials]}
+        return None if unfinished else {"trials": [trial.to_json() for trial in trials]}
 
     manifest, reused = job.storage.perform(
         "search",
@@ -160,9 +232,11 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
         schema_version=SCHEMA_VERSIONS["search"],
         do=search,
     )
-    assert manifest is not None
-    job.run.stage_done(name, manifest, reused)
-    trials = [Trial.from_json(document) for document in manifest.result["trials"]]
+    if manifest is None:
+        (trials,) = unfinished
+    else:
+        job.run.stage_done(name, manifest, reused)
+        trials = [Trial.from_json(document) for document in manifest.result["trials"]]
     job.trials += trials
     write_trials(job.run.folder / "trials.parquet", job.trials)
     return trials

@@ -18,6 +18,8 @@ RunReport leaves some fields open. What stands in them:
         space        {key: dimension as in the spec}: {"loguniform": [1e-4, 0.1]}, {"choice": ["a", "b"]}, …
         objectives   {"metric": "max", "bytes": "min", …}
         mode, algorithm, scheduler      as in the spec
+        importance   {study: {trials, shares: {objective: {key: share}}, left_out: [key], note}}, by the names that
+                     `orchestrator.views.study.named_parts` gives
         pareto       numbers of the trials on the front over the objectives
         further keys (completed, pruned, errored, best, …) are kept and not shown: counts come from the trials,
         and which trial went on from `best_trials` (training) and `best_compression` (the others)

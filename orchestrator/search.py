@@ -195,11 +195,17 @@ class _Asker(Searcher):
         self.study.intermediate(number, len(self.curves[trial_id]), report["metric"])
         self.task.on_event({"event": "trial_epoch", "phase": self.task.phase, "trial": number, **_row(report)})
 
+    def ended(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial is to end with this result, as the whole search does."""
+        return self.task.should_stop() and "record" not in result
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if result and "record" not in result:
             self.on_trial_result(trial_id, result)  # Tune shows the result that led to a stop here alone
         task = self.live.pop(trial_id)
         record = (result or {}).get("record")
+        if record is None and self.task.should_stop():
+            return  # the search ends early: the trial stays unfinished, and the next attempt runs it again
         if record is not None:
             trial = Trial.from_json(json.loads(record))
         else:
@@ -293,6 +299,7 @@ def _tune(task: SearchTask, study: Study) -> None:
             name=f"{task.phase}-{time.time_ns()}",
             storage_path=str(scratch),
             verbose=0,
+            stop=asker.ended,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

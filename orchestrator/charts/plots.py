@@ -35,6 +35,8 @@ class Area:
 
 HALF = Area(540, 340)
 """Half the page's width."""
+HALF_NAMED = Area(540, 340, right=72.0)
+"""With room for names at the ends of lines."""
 THIRD = Area(360, 230)
 
 
@@ -144,8 +146,13 @@ def line_chart(
     y_name: str,
     rules: Sequence[Rule] = (),
     marks: Sequence[Mark] = (),
+    ends: Sequence[Mark] = (),
 ) -> Markup:
-    """Lines over a common x, then the marks on top of them."""
+    """Lines over a common x, then the marks on top of them.
+
+    Args:
+        ends: the ends of some lines; their names stand in the margin to the right, one below the other.
+    """
     parts = [axes(area, x, y, x_name, y_name), *(_rule(area, x, y, rule) for rule in rules)]
     lines = []
     for one in series:
@@ -159,7 +166,7 @@ def line_chart(
                 parts.append(svg.tag("circle", cx=px, cy=py, r=2.6, class_=f"dot {one.class_}"))
             if tip:
                 parts.append(svg.tag("circle", *tip, cx=px, cy=py, r=7, class_="hit", data_key=one.key))
-    parts += _marks(area, x, y, marks, lines)
+    parts += [*_marks(area, x, y, marks, lines), *_ends(area, x, y, ends)]
     return svg.canvas(area.width, area.height, label, *parts)
 
 
@@ -252,6 +259,29 @@ def _marks(area: Area, x: Scale, y: Scale, marks: Sequence[Mark], lines: Sequenc
                 names.append(svg.line(px, py, lx, ly - 4, "leader"))
             names.append(svg.text(lx, ly, mark.label, "name selected" if mark.ring else "name", anchor))
     return [*bars, *drawn, *names]
+
+
+def _ends(area: Area, x: Scale, y: Scale, marks: Sequence[Mark]) -> list[Markup]:
+    """Marks, with their names beside the plot in the order of their heights and no closer than a line of text."""
+    placed = sorted(((x.position(mark.x), y.position(mark.y), mark) for mark in marks), key=lambda item: item[1])
+    pitch, (bottom, _) = svg.FONT_SIZE + 2, area.y_range
+    heights: list[float] = []
+    for _, py, _ in placed:
+        heights.append(max(py, heights[-1] + pitch) if heights else py)
+    # Names that ran over the lower end move up, and push those above them.
+    for index in reversed(range(len(heights))):
+        lowest = bottom if index + 1 == len(heights) else heights[index + 1] - pitch
+        heights[index] = min(heights[index], lowest)
+    parts, right = [], area.width - area.right
+    for (px, py, mark), height in zip(placed, heights, strict=True):
+        parts.append(svg.path([(px, py), (max(px, right), py), (right + 9, height)], "line leader"))
+        name = "name selected" if mark.ring else "name"
+        parts.append(svg.text(right + 12, height + 4, svg.shorten(mark.label, 10), name))
+    parts += [
+        shape(mark.shape, px, py, mark.size, f"mark {mark.class_}", svg.title(mark.tip), key=mark.key)
+        for px, py, mark in placed
+    ]
+    return parts
 
 
 def _rule(area: Area, x: Scale, y: Scale, rule: Rule) -> Markup:

@@ -20,7 +20,7 @@ from orchestrator.units import (
     format_seconds,
 )
 from orchestrator.verdict import p50, pace
-from orchestrator.views.common import Subject, change_interval, dig, show
+from orchestrator.views.common import Subject, change_interval, dig, number, show
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
     """One sentence: what was selected, what it gained, and whether it keeps to the budget."""
     selected, dense = subject.selected, subject.dense
     if selected is None:
-        words = (
-            "The run failed before an artifact was selected." if report.state == "failed" else "Nothing was selected."
-        )
-        return Markup("{}").format(words)
+        return Markup("{}").format(_without_a_choice(report, subject))
     name = Markup("<b>{}</b>").format(selected.name)
     budget = "within the budget" if selected.fits_budget else "outside the budget"
     allowed = report.budget.get("max_metric_drop")
@@ -103,6 +100,25 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
             subject.metric, format_change(subject.metric, delta.value), relative
         )
     return sentence + Markup(", {}.").format(budget)
+
+
+def _without_a_choice(report: RunReport, subject: Subject) -> str:
+    if report.state == "failed":
+        return "The run failed before an artifact was selected."
+    if not report.search or report.artifacts:
+        return "Nothing was selected."
+    measured = [
+        value
+        for trial in report.search.get("trials") or []
+        if (value := number(dig(trial, "values.metric"))) is not None
+    ]
+    if not measured:
+        return "A search and no more: no trial completed."
+    best = max(measured) if subject.direction == "max" else min(measured)
+    return (
+        f"A search and no more: {format_count(len(measured))} trial{'s' * (len(measured) != 1)} completed; "
+        f"the best {subject.metric} on validation is {format_metric(subject.metric, best)}."
+    )
 
 
 def _tiles(report: RunReport, subject: Subject) -> tuple[Tile, ...]:

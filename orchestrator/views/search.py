@@ -9,8 +9,17 @@ from markupsafe import Markup
 from jobs.records import Trial
 from orchestrator.charts.plots import HALF, THIRD
 from orchestrator.units import format_metric, format_seconds
-from orchestrator.views.common import Subject, number, show
-from orchestrator.views.search_charts import MAX_STRANDS, coordinates, curves, history, parameter_slice, trade_off
+from orchestrator.views.common import Subject, dig, number, show
+from orchestrator.views.search_charts import (
+    MAX_STRANDS,
+    coordinates,
+    curves,
+    history,
+    importance,
+    objective_name,
+    parameter_slice,
+    trade_off,
+)
 from orchestrator.views.study import OBJECTIVE_FORMS, OBJECTIVE_NAMES, Study, reached, short_key, studies
 
 MAX_TABLE_ROWS = 100
@@ -36,6 +45,13 @@ class Phase:
     counts: str
     charts: tuple[tuple[str, Markup], ...]
     """Half the page's width each."""
+    trades: bool
+    """Whether some charts show objectives against one another, with a front and a budget."""
+    importance: Markup | None
+    importance_legend: tuple[tuple[str, str], ...]
+    """(class, name) of the objectives in it."""
+    importance_note: str
+    """On how many trials it rests and what it leaves out, or why there is none; empty in older reports."""
     coordinates: Markup | None
     slices: tuple[tuple[str, Markup], ...]
     """The metric over each parameter, a third of the page's width each."""
@@ -62,8 +78,11 @@ def search_view(search: dict[str, Any], pick: str, subject: Subject) -> SearchVi
 def _phase(study: Study) -> Phase:
     counts = {state: sum(trial.state == state for trial in study.trials) for state in _STATES}
     objectives = [name for name in OBJECTIVE_FORMS if any(name in trial.values for trial in study.trials)]
-    charts = [("History", history(study)), ("Validation by epoch", curves(study))]
+    charts = [("History", history(study)), ("Validation by epoch, the best ones named", curves(study))]
     charts += [(f"Metric against {OBJECTIVE_NAMES[name]}", trade_off(study, name)) for name in objectives]
+    if len(objectives) > 1:
+        up, across = sorted(objectives, key=list(OBJECTIVE_FORMS).index, reverse=True)
+        charts.append((f"{OBJECTIVE_NAMES[up]} against {OBJECTIVE_NAMES[across]}", trade_off(study, across, up)))
     # One parameter needs no parallel coordinates: its slice says it all.
     single = len(study.keys) == 1
     area = HALF if single else THIRD
@@ -85,6 +104,14 @@ def _phase(study: Study) -> Phase:
         title=study.title,
         counts=", ".join(f"{count} {state}" for state, count in counts.items() if count),
         charts=tuple((title, chart) for title, chart in charts if chart is not None),
+        trades=bool(objectives),
+        importance=importance(study),
+        importance_legend=tuple(
+            (f"bar-{name}", objective_name(study, name))
+            for name in study.objectives
+            if dig(study.importance, f"shares.{name}")
+        ),
+        importance_note=_importance_note(study),
         coordinates=None if single else coordinates(study),
         slices=() if single else tuple(slices),
         columns=(
@@ -96,6 +123,19 @@ def _phase(study: Study) -> Phase:
         rows=tuple(_row(study, trial, objectives) for trial in rows[:MAX_TABLE_ROWS]),
         notes=tuple(notes),
     )
+
+
+def _importance_note(study: Study) -> str:
+    found = study.importance
+    if not found or found.get("note"):
+        return str(found.get("note") or "")
+    words = (
+        f"By functional ANOVA over {found.get('trials')} completed trials: the share of the variance over the whole "
+        "space that a key explains by itself. With few trials this is a hint."
+    )
+    if left_out := found.get("left_out"):
+        words += f" Left out, since some trial lacks them or they had one value: {', '.join(map(str, left_out))}."
+    return words
 
 
 def _row(study: Study, trial: Trial, objectives: Sequence[str]) -> TrialRow:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from jobs.records import Trial
+from orchestrator.charts.bars import Bars, bar_chart
 from orchestrator.charts.parallel import BOTTOM, TOP, Dimension, Strand, parallel_coordinates
-from orchestrator.charts.plots import HALF, Area, Mark, Series, line_chart, scatter_chart
+from orchestrator.charts.plots import HALF, HALF_NAMED, Area, Mark, Series, line_chart, scatter_chart
 from orchestrator.charts.scales import Category, Linear, Log, Scale, axis_name, by_spread, compact_label, linear
 from orchestrator.selection import pareto_front
 from orchestrator.views.common import compressed, metric_scale, number, show
@@ -15,6 +16,8 @@ from orchestrator.views.study import OBJECTIVE_FORMS, OBJECTIVE_NAMES, Study, re
 
 MAX_STRANDS = 400
 MAX_CURVES = 200
+TOP_CURVES = 5
+"""So many of the best learning curves are drawn strongly, with names."""
 MAX_MARKS = 1000
 MANY_MARKS = 250
 """Beyond this the history's marks are smaller."""
@@ -72,53 +75,60 @@ def history(study: Study) -> Markup | None:
 
 
 def curves(study: Study) -> Markup | None:
-    """The metric by epoch, a line a trial; what the scheduler stopped ends early."""
+    """The metric by epoch, a line a trial, the best ones named; what the scheduler stopped ends early."""
     with_curve = [trial for trial in study.trials if len(trial.curve) >= 2]
     if not with_curve:
         return None
-    shown = compressed(with_curve, MAX_CURVES)
-    if not any(trial.number == study.best for trial in shown):
-        shown += [trial for trial in with_curve if trial.number == study.best]
-    series = []
-    for trial in sorted(shown, key=lambda trial: (trial.number == study.best, trial.state == "completed")):
+    top = {trial.number for trial in study.ranked[:TOP_CURVES]} | {study.best}
+    shown = compressed([trial for trial in with_curve if trial.number not in top], MAX_CURVES)
+    shown += [trial for trial in with_curve if trial.number in top]
+    series, names = [], []
+    for trial in sorted(shown, key=lambda trial: (trial.number == study.best, trial.number in top)):
         points = [(index + 1.0, value) for index, value in enumerate(trial.curve) if math.isfinite(value)]
-        if points:
-            class_ = "strand-best" if trial.number == study.best else f"strand-{trial.state}"
-            series.append(Series(compressed(points, 100), class_, key=study.key(trial)))
+        if not points:
+            continue
+        best = trial.number == study.best
+        class_ = "strand-best" if best else "strand-top" if trial.number in top else f"strand-{trial.state}"
+        drawn = compressed(points, 100)
+        series.append(Series(drawn, class_, key=study.key(trial)))
+        if trial.number in top:
+            fill = "fill-front" if best else "fill-completed"
+            tip = study.tip(trial)
+            name, key = f"trial {trial.number}", study.key(trial)
+            names.append(Mark(*drawn[-1], fill, tip, size=3.0, label=name, ring=best, key=key))
     if not series:
         return None
     values = [y for one in series for _, y in one.points]
     epochs = [x for one in series for x, _ in one.points]
-    y = metric_scale(study.subject.metric, values, *HALF.y_range)
+    y = metric_scale(study.subject.metric, values, *HALF_NAMED.y_range)
     return line_chart(
-        HALF,
-        linear(epochs, *HALF.x_range, whole=True, pad=0.03),
+        HALF_NAMED,
+        linear(epochs, *HALF_NAMED.x_range, whole=True, pad=0.03),
         y,
         series,
         label=f"validation {study.subject.metric} by epoch, one line a trial",
         x_name="epoch",
         y_name=axis_name(f"{study.subject.metric}, validation", y),
+        ends=names,
     )
 
 
-def trade_off(study: Study, name: str) -> Markup | None:
+def trade_off(study: Study, across: str, up: str = "metric") -> Markup | None:
+    """Two objectives against one another, with the Pareto front of the two."""
     done = [
         trial
         for trial in study.trials
-        if trial.state == "completed"
-        and number(trial.values.get("metric")) is not None
-        and number(trial.values.get(name)) is not None
+        if trial.state == "completed" and all(number(trial.values.get(name)) is not None for name in (across, up))
     ]
     if len(done) < 2:
         return None
-    form = OBJECTIVE_FORMS[name]
-    front = pareto_front(
-        {trial.number: trial.values for trial in done}, {name: "min", "metric": study.subject.direction}
-    )
+    form = OBJECTIVE_FORMS[across]
+    direction = study.subject.direction if up == "metric" else "min"
+    front = pareto_front({trial.number: trial.values for trial in done}, {across: "min", up: direction})
     marks = [
         Mark(
-            trial.values[name],
-            trial.values["metric"],
+            trial.values[across],
+            trial.values[up],
             f"fill-completed{' misfit' if trial.violation > 0 else ''}",
             study.tip(trial),
             size=4.0,
@@ -128,18 +138,45 @@ def trade_off(study: Study, name: str) -> Markup | None:
         )
         for trial in compressed(done, MAX_MARKS)
     ]
-    x = by_spread([trial.values[name] for trial in done], *HALF.x_range, label=compact_label(form))
-    y = metric_scale(study.subject.metric, [trial.values["metric"] for trial in done], *HALF.y_range)
+    x = by_spread([trial.values[across] for trial in done], *HALF.x_range, label=compact_label(form))
+    upward = [trial.values[up] for trial in done]
+    if up == "metric":
+        y = metric_scale(study.subject.metric, upward, *HALF.y_range)
+        name = f"{study.subject.metric}, validation"
+    else:
+        y = by_spread(upward, *HALF.y_range, label=compact_label(OBJECTIVE_FORMS[up]))
+        name = OBJECTIVE_NAMES[up]
     return scatter_chart(
         HALF,
         x,
         y,
         marks,
-        label=f"{study.subject.metric} against {OBJECTIVE_NAMES[name]}, one mark a trial",
-        x_name=axis_name(OBJECTIVE_NAMES[name], x),
-        y_name=axis_name(f"{study.subject.metric}, validation", y),
-        front=[(trial.values[name], trial.values["metric"]) for trial in done if trial.number in front],
+        label=f"{study.subject.metric if up == 'metric' else name} against {OBJECTIVE_NAMES[across]}, one mark a trial",
+        x_name=axis_name(OBJECTIVE_NAMES[across], x),
+        y_name=axis_name(name, y),
+        front=[(trial.values[across], trial.values[up]) for trial in done if trial.number in front],
     )
+
+
+def importance(study: Study) -> Markup | None:
+    """How much of each objective's variance each key explains, the most important key first."""
+    shares: dict[str, dict[str, float]] = study.importance.get("shares") or {}
+    named = [name for name in study.objectives if shares.get(name)]
+    keys = {key for name in named for key in shares[name]}
+    if not keys:
+        return None
+    ranked = sorted(keys, key=lambda key: (-sum(shares[name].get(key, 0.0) for name in named), key))
+    return bar_chart(
+        [Bars(short_key(key), [shares[name].get(key, 0.0) for name in named], key) for key in ranked],
+        [(objective_name(study, name), f"bar-{name}") for name in named],
+        width=HALF.width,
+        label="share of each objective's variance that each key explains",
+        form=lambda share: f"{share:.0%}".replace("%", " %"),
+    )
+
+
+def objective_name(study: Study, name: str) -> str:
+    return study.subject.metric if name == "metric" else OBJECTIVE_NAMES[name]
 
 
 def coordinates(study: Study) -> Markup | None:

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 from jobs.records import Trial
 from orchestrator.selection import Direction, Pick, best_compression, best_trials, trial_front
 from orchestrator.units import format_bytes, format_metric, format_ms
-from orchestrator.views.common import Subject, number, show
+from orchestrator.views.common import Subject, dig, number, show
 
 PHASES = {"train": "Training", "compress": "Compression", "joint": "Training and compression"}
 OBJECTIVE_FORMS = {"bytes": format_bytes, "latency_ms": format_ms}
@@ -30,6 +30,10 @@ class Study:
     """What was searched, in the spec's order."""
     space: dict[str, Any]
     subject: Subject
+    objectives: Sequence[str]
+    """Those of this phase, the metric first."""
+    importance: dict[str, Any]
+    """As `orchestrator.importance` says it; empty in reports that have none."""
 
     def key(self, trial: Trial) -> str:
         """What a trial's marks, lines and row are known by on the page."""
@@ -48,14 +52,23 @@ class Study:
 
 def studies(search: dict[str, Any], pick: str, subject: Subject) -> list[Study]:
     """`pick`: what the compression was to be chosen by, as in the spec."""
-    trials = [_trial(document) for document in search.get("trials") or []]
     found = []
-    for phase in PHASES:
-        parts = _parts([trial for trial in trials if trial.phase == phase])
-        for index, part in enumerate(parts):
-            title = PHASES[phase] + (f", winner {index + 1}" if len(parts) > 1 else "")
-            found.append(_study(f"{phase}-{index}", title, part, search, pick, subject))
+    parts = named_parts([_trial(document) for document in search.get("trials") or []])
+    for name, part in parts.items():
+        phase, _, index = name.rpartition("-")
+        several = f"{phase}-1" in parts
+        title = PHASES[phase] + (f", winner {int(index) + 1}" if several else "")
+        found.append(_study(name, title, part, search, pick, subject))
     return found
+
+
+def named_parts(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """The trials of each study under its name: `train-0`, `compress-0` (on the first winner), `compress-1`, …"""
+    return {
+        f"{phase}-{index}": part
+        for phase in PHASES
+        for index, part in enumerate(_parts([trial for trial in trials if trial.phase == phase]))
+    }
 
 
 def short_key(key: str) -> str:
@@ -92,6 +105,8 @@ def _study(name: str, title: str, trials: list[Trial], search: dict[str, Any], p
         keys=listed + sorted(present - set(listed)),
         space=space,
         subject=subject,
+        objectives=["metric"] if trials[0].phase == "train" else list(objectives),
+        importance=dig(search, f"importance.{name}", {}),
     )
 
 

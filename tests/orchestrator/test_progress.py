@@ -10,7 +10,8 @@ from rich.console import Console
 
 from jobs.layout import ParallelLayout
 from jobs.spec import JobSpec
-from orchestrator.progress import LiveProgress, PlainProgress, progress_on
+from orchestrator.progress import LiveProgress, PlainProgress, describe, progress_on, standing
+from orchestrator.search_progress import SearchTally, kind_of_cause
 
 EPOCH = {"event": "epoch", "label": "train", "step": 40, "total_steps": 100, "epoch": 2.0, "loss": 0.5, "metric": 0.9}
 TRIAL = {"params": {"train.optimizer.lr": 0.01}, "curve": [0.7, 0.8], "epochs": 2, "cause": ""}
@@ -85,6 +86,110 @@ def test_a_terminal_shows_the_trials_and_the_best_so_far():
     with console.capture() as captured:
         console.print(progress._render())
     assert "trial" not in captured.get()
+
+
+SEARCH: list[dict[str, Any]] = [
+    {"event": "search_started", "stage": "search", "trials": 8, "slots": 2, "direction": "min", "t": 0.0},
+    *({"event": "trial_started", "trial": n, "params": {"lr": 0.1 * n}, "t": 0.0} for n in (0, 1)),
+    {"event": "trial", "number": 0, "state": "completed", "values": {"metric": 0.4}, "seconds": 10.0, **TRIAL, "t": 10},
+    {"event": "trial", "number": 1, "state": "failed", "values": {}, "seconds": 2.0, "t": 10}
+    | TRIAL
+    | {"cause": "the loss is nan at step 31"},
+    {"event": "trial", "number": 2, "state": "failed", "values": {}, "seconds": 12.0, "t": 22}
+    | TRIAL
+    | {"cause": "the loss is nan at step 7", "curve": []},
+    {"event": "trial", "number": 3, "state": "completed", "values": {"metric": 0.3}, "seconds": 8.0, **TRIAL, "t": 22},
+    {"event": "trial_started", "trial": 4, "params": {}, "t": 20.0},
+]
+
+
+def tally() -> SearchTally:
+    found = SearchTally()
+    for event in SEARCH:
+        found(event)
+    return found
+
+
+def test_a_search_is_added_up_with_its_best_its_causes_and_the_time_left():
+    found = tally()
+    assert (found.finished, found.total, found.best) == (4, 8, 3)  # smaller is better
+    assert found.stops() == "2 failed (the loss is nan at step n)"
+    # 8 s a trial on two slots: three are waiting, and the one that runs has 4 s left.
+    assert found.left_s(24.0) == pytest.approx((3 * 8.0 + 4.0) / 2)
+    assert SearchTally(total=4).left_s(0.0) is None
+    assert standing(found, 24.0) == "4/8, best 0.3 (trial 3), about 14 s left"
+
+
+def test_the_last_trial_alone_leaves_the_other_slots_empty():
+    found = SearchTally(total=2, slots=2)
+    found({"event": "trial", "number": 0, "state": "completed", "values": {"metric": 1.0}, "seconds": 10.0} | TRIAL)
+    found({"event": "trial_started", "trial": 1, "params": {}, "t": 100.0})
+    assert found.left_s(102.0) == pytest.approx(8.0)
+    assert found.left_s(200.0) == 0.0
+
+
+def test_trials_of_an_earlier_attempt_count():
+    found = SearchTally()
+    found(SEARCH[0] | {"done": [SEARCH[3], SEARCH[4]]})
+    assert (found.finished, found.best) == (2, 0)
+    assert describe(SEARCH[0] | {"done": [SEARCH[3]]}) == "search: 8 trials, 1 there already"
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        ("stopped by the scheduler after 2 epochs", "stopped by the scheduler after n epochs"),
+        ("metric is -1.5e-7", "metric is n"),
+        ("WorkerLost: worker 3\nTraceback", "WorkerLost: worker n"),
+        ("layer conv1.0 is wide", "layer conv1.0 is wide"),
+        ("", "no cause given"),
+        ("x" * 99, "x" * 69 + "…"),
+    ],
+)
+def test_causes_of_one_kind_count_together(cause: str, kind: str):
+    assert kind_of_cause(cause) == kind
+
+
+def test_plain_lines_of_trials_tell_the_standing_and_at_the_end_the_causes():
+    out = io.StringIO()
+    progress = PlainProgress(out)
+    for event in [*SEARCH, {"event": "search_finished", "stage": "search", "seconds": 1.0}]:
+        progress(event)
+    lines = out.getvalue().splitlines()
+    assert lines[1].endswith("[1/8, best 0.4 (trial 0), about 30 s left]")
+    assert lines[-1].endswith("not completed: 2 failed (the loss is nan at step n)")
+
+
+def test_a_long_training_prints_some_epochs_and_the_last_one(monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.progress.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    progress = PlainProgress(out)
+    for number in range(1, 151):  # 30 s
+        now[0] += 0.2
+        progress(EPOCH | {"epoch": number, "step": number, "total_steps": 150})
+        progress(EPOCH | {"epoch": number, "step": number, "total_steps": 999, "label": "recover"})
+    lines = [line for line in out.getvalue().splitlines() if "train: epoch" in line]
+    assert 14 <= len(lines) <= 17
+    assert "150/150 steps" in lines[-1]
+    assert out.getvalue().count("recover: epoch") == len(lines) - 1
+
+
+def test_a_terminal_shows_causes_and_keeps_the_best_in_sight():
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    progress = LiveProgress(console)
+    for event in SEARCH:
+        progress(event)
+    for number in range(5, 30):
+        progress({"event": "trial_started", "trial": number, "params": {}, "t": 30.0})
+    with console.capture() as captured:
+        console.print(progress._render())
+    text = captured.get()
+    assert "best" in text
+    assert "0.3" in text
+    assert "not completed: 2 failed (the loss is nan at step n)" in text
+    assert "left" in text
+    assert text.count("running") == progress.ROWS - 1
 
 
 def test_quiet_is_quiet():

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import math
 import random
 import re
@@ -15,6 +16,7 @@ import pytest
 from jobs.errors import ArtifactError
 from jobs.records import Artifact, Delta, Goodput, Interval, Latency, Measurement, RunReport
 from jobs.spec.compress import Budget
+from orchestrator.charts.plots import HALF_NAMED, Mark, line_chart
 from orchestrator.charts.scales import Linear, Log, by_spread, thinned
 from orchestrator.report import HTML_NAME, JSON_NAME, read_report, render_html, summary_lines, write_report
 from orchestrator.selection import select
@@ -498,6 +500,76 @@ def test_search_tells_states_apart_and_marks_the_best() -> None:
     row = next(i for i, (tag, attrs) in enumerate(page.tags) if tag == "tr" and "best" in (attrs.get("class") or ""))
     assert page.tags[row][1]["data-key"] == f"train-0-{best['number']}"
     assert page.count("path", "strand") > 20
+
+
+IMPORTANCE = {
+    "train-0": {
+        "trials": 27,
+        "shares": {"metric": {"train.optimizer.lr": 0.71, "model.args.dropout": 0.29}},
+        "left_out": ["train.batch_size"],
+        "note": "",
+    },
+    "compress-0": {"trials": 3, "shares": {}, "left_out": [], "note": "What mattered can't be said of 3."},
+}
+
+
+def test_search_says_what_mattered_or_why_it_can_not() -> None:
+    page = Page(render_html(a_report(search={**a_search(), "importance": IMPORTANCE})))
+    assert page.count("rect", "bar-metric") == 2
+    assert "71 %" in page.text
+    assert "over 27 completed trials" in page.text
+    assert "had one value: train.batch_size." in page.text
+    assert "What mattered can't be said of 3." in page.text
+    assert "What mattered" not in Page(render_html(a_report())).text  # of a report that says nothing of it
+
+
+def test_several_objectives_have_a_bar_each_and_a_front_for_every_pair() -> None:
+    shares = {name: {"compress.prune.ratio": 1.0} for name in ("metric", "bytes", "latency_ms")}
+    said = {"compress-0": {"trials": 16, "shares": shares, "left_out": [], "note": ""}}
+    search = a_search(trials=0)
+    search = {**search, "objectives": {"metric": "max", "latency_ms": "min", "bytes": "min"}, "importance": said}
+    page = Page(render_html(a_report(search=search)))
+    for title in (
+        "Metric against bytes of the file",
+        "Metric against p50 at batch 1",
+        "p50 at batch 1 against bytes of the file",
+    ):
+        assert title in page.text
+    assert "Pareto front of two objectives" in page.text
+    others = Page(render_html(a_report(search=None))).count("path", "front")
+    assert page.count("path", "front") == others + 3 + 1  # the legend's
+    assert [page.count("rect", f"bar-{name}") for name in shares] == [2, 2, 2]  # with those of the legend
+
+
+def test_the_best_learning_curves_are_named() -> None:
+    page = Page(render_html(a_report(search=a_search(compress=0))))
+    assert page.count("path", "strand-top") == 4
+    assert page.count("circle", "fill-front") == 1
+    ranked = sorted((t for t in a_search()["trials"][:40] if t["values"]), key=lambda t: -t["values"]["metric"])
+    for trial in ranked[:5]:
+        assert f"trial {trial['number']} " in page.text
+
+
+def test_names_at_the_ends_of_lines_do_not_cover_one_another() -> None:
+    x, y = Linear(0, 10, *HALF_NAMED.x_range), Linear(0, 1, *HALF_NAMED.y_range)
+    for level in (0.0, 0.5, 1.0):
+        ends = [Mark(10, level + 0.001 * n, "fill-completed", "", label=f"trial {n}") for n in range(5)]
+        page = Page(line_chart(HALF_NAMED, x, y, [], label="", x_name="", y_name="", ends=ends))
+        names = [attributes for tag, attributes in page.tags if tag == "text" and attributes["class"] == "name"]
+        heights = [float(str(attributes["y"])) for attributes in names]
+        assert len(heights) == 5
+        assert min(b - a for a, b in itertools.pairwise(heights)) >= 13
+        assert HALF_NAMED.top <= heights[0]
+        assert heights[-1] <= HALF_NAMED.height - HALF_NAMED.bottom + 5
+
+
+def test_a_search_on_its_own_has_a_page() -> None:
+    report = a_report(artifacts=(), curves={}, warnings=("the search ended early: enough",))
+    text = Page(render_html(report)).text
+    assert "A search and no more:" in text
+    assert "the search ended early: enough" in text
+    nothing = a_report(artifacts=(), curves={}, search={**a_search(), "trials": [a_trial(16)]})
+    assert "A search and no more: no trial completed." in Page(render_html(nothing)).text
 
 
 def test_parallel_axes_are_logarithmic_where_the_space_is() -> None:
