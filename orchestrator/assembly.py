@@ -1,5 +1,6 @@
 """The run's report put together: from the selection, the trials, the curves and the events."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def write_trials(path: Path, trials: list[Trial]) -> None:
     keys = sorted({key for trial in trials for key in trial.params})
     rows = [
         {
-            **trial.model_dump(exclude={"params", "values", "curve"}),
+            **trial.model_dump(exclude={"params", "values", "curve", "lineage"}),
+            "lineage": json.dumps([part.to_json() for part in trial.lineage]) if trial.lineage else None,
             **{key: trial.params.get(key) for key in keys},
             **{f"value.{name}": trial.values.get(name) for name in ("metric", "latency_ms", "bytes")},
         }

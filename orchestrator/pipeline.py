@@ -14,13 +14,14 @@ from jobs import data
 from jobs.data import Dataset
 from jobs.errors import BudgetUnmet
 from jobs.export.card import file_records
-from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Trial
+from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Segment, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase
 from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
 from orchestrator.family import family
 from orchestrator.layouts import planned_layouts
+from orchestrator.plan import most_evaluations
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
 from orchestrator.selection import Selection, best_compression, best_trials, select
@@ -36,6 +37,8 @@ class Winner:
     spec: JobSpec
     suffix: str
     """Of the names of its models: "" for the first."""
+    lineage: tuple[Segment, ...] = ()
+    """Of its model, where it was trained in several parts (pbt); else its stage follows from the spec."""
 
 
 @dataclass
@@ -103,22 +106,23 @@ def _winners(job: Job) -> Iterator[Winner]:
     else:
         best = best_trials(trials, direction=job.spec.metric_direction, count=search.winners)
     for index, trial in enumerate(best):
-        yield Winner(job.spec.replace(trial.params), f"-{index + 1}" if index else "")
+        yield Winner(job.spec.replace(trial.params), f"-{index + 1}" if index else "", trial.lineage)
 
 
 def _make(job: Job, winner: Winner) -> list[Model]:
     """A winner trained (its trial has done that already), compressed and exported."""
     spec, suffix = winner.spec, winner.suffix
-    dense = job.stages.train(spec, f"train{suffix}")
+    name = f"train{suffix}"
+    dense = job.stages.lineage(spec, winner.lineage, name) if winner.lineage else job.stages.train(spec, name)
     if spec.search and "compress" in spec.search.phases():
-        trials = _search(job, spec, "compress", suffix)
+        trials = _search(job, spec, "compress", suffix, winner.lineage)
         chosen = best_compression(trials, pick=spec.compress.pick, metric_direction=spec.metric_direction)
         if chosen:
             spec = spec.replace(chosen.params)
     return family(job.stages, spec, dense, suffix)
 
 
-def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Trial]:
+def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "", lineage: tuple[Segment, ...] = ()) -> list[Trial]:
     """A phase of the search, as a stage: its finished trials are its result."""
     from orchestrator.search import SearchTask, run_search
 
@@ -143,6 +147,8 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
             dataset=job.dataset,
             code=job.plan.hashes["code"],
             layout=smallest,
+            evaluations=most_evaluations(base, job.plan.dataset.num_samples["train"]),
+            trained=lineage,
             folder=folder,
             slots=job.slots,
             on_trial=on_trial,
@@ -154,7 +160,7 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
 
     manifest, reused = job.storage.perform(
         "search",
-        inputs={"dataset": job.dataset.name},
+        inputs={"dataset": job.dataset.name} | ({"trained": lineage[-1].stage} if lineage else {}),
         config=search_config(base, phase),
         code=job.plan.hashes["code"],
         schema_version=SCHEMA_VERSIONS["search"],
