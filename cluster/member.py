@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from jobs.errors import JobFailed, ThresherError
+from jobs.errors import JobFailed, OutOfMemory, ThresherError, ran_out_of_memory
 
 if TYPE_CHECKING:
     from cluster.workers import Work
@@ -171,7 +171,8 @@ class Member:
         except ThresherError:
             raise
         except Exception as error:
-            raise JobFailed(f"worker {seat.rank}: {_last_lines(error)}") from error
+            kind = OutOfMemory if ran_out_of_memory(error) else JobFailed
+            raise kind(f"worker {seat.rank}: {_last_lines(error)}") from error
 
     def add_report(self, number: int, measurement: dict[str, Any]) -> None:
         with self._changed:

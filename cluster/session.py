@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError, RaySystemError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RaySystemError, RayTaskError
 
 from cluster.member import Place, Pulse
 from jobs.errors import JobFailed, ThresherError, WorkerLost
@@ -47,6 +47,8 @@ class Peer:
 
 def describe(error: RayError) -> str:
     """What happened, out of Ray's message: its last line, without guesses; the lines before it are identifiers."""
+    if isinstance(error, OutOfMemoryError):
+        return "out of memory: Ray killed it, as its node had almost none left"  # the message ends in advice
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1].partition(" Some common causes include")[0]
 

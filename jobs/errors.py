@@ -6,6 +6,7 @@
     ├── JobFailed            the work was started and did not succeed       exit code 1
     │   ├── TrainingDiverged a loss became NaN or infinite
     │   ├── WorkerLost       a worker process died or went silent
+    │   ├── OutOfMemory      a worker asked for more memory than there is
     │   ├── QuantizationFailed  a scheme does not suit the model
     │   ├── FactorizationFailed  no layer gets cheaper by a low rank
     │   ├── ArtifactError    a model file is damaged or does not match
@@ -97,6 +98,10 @@ class WorkerLost(JobFailed):
     """A worker process died or went silent."""
 
 
+class OutOfMemory(JobFailed):
+    """A worker asked for more memory than there is; it lives."""
+
+
 class QuantizationFailed(JobFailed):
     """A quantization scheme found nothing to quantize, or gave a file that does not work."""
 
@@ -127,3 +132,13 @@ class Interrupted(ThresherError):
     """Stopped by the user or by a signal; the run can be resumed."""
 
     exit_code = 130
+
+
+_REFUSALS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was refused: Python's own, torch's of a device, torch's of the CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in _REFUSALS)

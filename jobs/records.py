@@ -149,6 +149,17 @@ class Artifact(Record):
 TrialState = Literal["completed", "pruned", "failed"]
 
 
+class Segment(Record):
+    """A part of a training that changed its values on the way: population-based training."""
+
+    member: int
+    """Number of the trial that trained it."""
+    params: dict[str, Any]
+    until_step: int
+    stage: str
+    """Hash of the stage that holds its checkpoint, or the model if it is the last."""
+
+
 class Trial(Record):
     """One point of the search space and what became of it."""
 
@@ -166,6 +177,8 @@ class Trial(Record):
     seconds: float
     steps: int = 0
     epochs: int = 0
+    lineage: tuple[Segment, ...] = ()
+    """Of a member of a population: what its model was trained by, in order. `params` are those of the last."""
 
 
 class StagePlan(Record):

@@ -42,6 +42,12 @@ class Recipe:
         assert self.train.epochs is not None
         return self.train.epochs * num_samples // self.train.batch_size
 
+    def evaluate_after(self, num_samples: int) -> set[int]:
+        """The steps after which validation is looked at: where an epoch is complete, and the last."""
+        steps, batch = self.total_steps(num_samples), self.train.batch_size
+        epochs = steps * batch // num_samples
+        return {epoch * num_samples // batch for epoch in range(1, epochs + 1)} - {0} | {steps}
+
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -50,12 +56,16 @@ class TrainRequest:
         model: the spec's `model:` section, as JSON.
         dataset: folder of the prepared data set.
         folder: where to write; a training broken off there is taken up again.
+        until_step: where to end, with the checkpoint as the result; None: at the end, with the model.
+        start: a folder with the checkpoint to go on from, which may be of other rates; None: from scratch.
     """
 
     model: dict[str, Any]
     recipe: Recipe
     dataset: Path
     folder: Path
+    until_step: int | None = None
+    start: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from jobs import data
 from jobs.data import Dataset
 from jobs.errors import BudgetUnmet, Interrupted
 from jobs.export.card import file_records
-from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Trial
+from jobs.records import Artifact, Interval, JobPlan, Measurement, RunReport, Segment, StageManifest, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase
 from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
 from orchestrator.family import family
 from orchestrator.layouts import planned_layouts
+from orchestrator.plan import most_evaluations
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
 from orchestrator.search_result import best_of
@@ -40,6 +41,11 @@ class Winner:
     """Of the names of its models: "" for the first."""
     trial: Trial | None = None
     """Where its values come from; None where training keys were not searched."""
+
+    @property
+    def lineage(self) -> tuple[Segment, ...]:
+        """Of its model, where it was trained in several parts (pbt); else its stage follows from the spec."""
+        return self.trial.lineage if self.trial is not None else ()
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,8 @@ def explore(job: Job) -> tuple[Found, RunReport]:
         if winner.trial is not None:
             found.append((job.spec, winner.trial))
         if "compress" in job.spec.search.phases() and not job.watcher.ended:
-            job.stages.train(winner.spec, f"train{winner.suffix}")
-            chosen = best_of(_search(job, winner.spec, "compress", winner.suffix), winner.spec)
+            _trained(job, winner)
+            chosen = best_of(_search(job, winner.spec, "compress", winner.suffix, winner.lineage), winner.spec)
             if chosen:
                 found.append((winner.spec, chosen))
     last = [(base, trial) for base, trial in found if trial.phase != "train"]
@@ -158,16 +164,23 @@ def _winners(job: Job) -> Iterator[Winner]:
 def _make(job: Job, winner: Winner) -> list[Model]:
     """A winner trained (its trial has done that already), compressed and exported."""
     spec, suffix = winner.spec, winner.suffix
-    dense = job.stages.train(spec, f"train{suffix}")
+    dense = _trained(job, winner)
     if spec.search and "compress" in spec.search.phases():
-        trials = _search(job, spec, "compress", suffix)
+        trials = _search(job, spec, "compress", suffix, winner.lineage)
         chosen = best_compression(trials, pick=spec.compress.pick, metric_direction=spec.metric_direction)
         if chosen:
             spec = spec.replace(chosen.params)
     return family(job.stages, spec, dense, suffix)
 
 
-def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Trial]:
+def _trained(job: Job, winner: Winner) -> StageManifest:
+    name = f"train{winner.suffix}"
+    if winner.lineage:
+        return job.stages.lineage(winner.spec, winner.lineage, name)
+    return job.stages.train(winner.spec, name)
+
+
+def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "", lineage: tuple[Segment, ...] = ()) -> list[Trial]:
     """A phase of the search, as a stage: its finished trials are its result."""
     from orchestrator.search import SearchTask, run_search
     from orchestrator.study.book import read_records
@@ -204,6 +217,8 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
             dataset=job.dataset,
             code=job.plan.hashes["code"],
             layout=smallest,
+            evaluations=most_evaluations(base, job.plan.dataset.num_samples["train"]),
+            trained=lineage,
             folder=folder,
             slots=job.slots,
             on_trial=on_trial,
@@ -226,7 +241,7 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "") -> list[Tri
 
     manifest, reused = job.storage.perform(
         "search",
-        inputs={"dataset": job.dataset.name},
+        inputs={"dataset": job.dataset.name} | ({"trained": lineage[-1].stage} if lineage else {}),
         config=search_config(base, phase),
         code=job.plan.hashes["code"],
         schema_version=SCHEMA_VERSIONS["search"],

@@ -64,7 +64,8 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
             "layout_invariant: false: the model has layers of your own; where they look at the micro-batch (stock "
             "batch normalization, dropout), another number of workers gives slightly different losses"
         ]
-    warnings += spec.search.remarks() if spec.search else []
+    evaluations = len(most_evaluations(spec, info.num_samples["train"]))
+    warnings += spec.search.remarks(evaluations) if spec.search else []
     warnings += quantization_warnings(spec, info)
     hashes = {"dataset": fingerprint, "code": code}
     target = spec.compress.target
@@ -197,6 +198,16 @@ def count_steps(spec: JobSpec, info: DatasetInfo) -> int:
             f"at most {(spec.train.epochs or 1) * num_samples}",
         )
     return steps
+
+
+def most_evaluations(spec: JobSpec, num_samples: int) -> tuple[int, ...]:
+    """The steps after which a training looks at validation: the most, where the batch is searched."""
+    space = spec.search.space if spec.search else {}
+    key = "train.batch_size"
+    trials = [spec, *(spec.replace(values) for values in (probes(space, key) if key in space else ()))]
+    recipes = [Recipe(train=trial.train, data=trial.data, metric=trial.metric) for trial in trials]
+    steps = [tuple(sorted(recipe.evaluate_after(num_samples))) for recipe in recipes]
+    return max(steps, key=lambda each: (len(each), each))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The search: Ray Tune runs the trials, warm gangs do the work. The only file that imports ray.tune.
+"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py` and `halting.py`, all that imports
+ray.tune.
 
 Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
 as complete, leaves a NaN trial running, and knows no constraints.
@@ -22,27 +23,31 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.schedulers import FIFOScheduler
 
 from cluster.gang import Gang
-from cluster.placement import bundles
+from cluster.placement import bundles, check_fits
 from jobs.context import WorkRef
-from jobs.errors import Interrupted, JobFailed
+from jobs.errors import Interrupted, JobFailed, StorageError, WorkerLost
 from jobs.layout import ParallelLayout
-from jobs.records import Trial
+from jobs.records import Segment, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
+from orchestrator.asker import Asker, PopulationAsker
+from orchestrator.halting import halting
 from orchestrator.runs import Storage
 from orchestrator.stages import Stages
 from orchestrator.study import Study
-from orchestrator.trials import TrialTask, failed_trial, run_trial
+from orchestrator.trials import Leg, TrialTask, count_causes, failed_trial, failure_cause, lost_to_memory, run_trial
 
 logger = logging.getLogger(__name__)
 
 STEP_TIMEOUT_S = 3600.0
 STOP_TIMEOUT_S = 60.0
-_LOST = "the process that ran the trial was lost"
+SETTLE_TIMEOUT_S = 60.0
+"""How long the remains of a stopped trial are waited for, whose workers may still be about to stop."""
+_BEGUN = "begun"
+"""Folder below the search's: for each trial the stages that it began, so that what it left can be removed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class SearchTask:
 
     Attributes:
         base: what the trials differ from.
+        evaluations: the steps after which a training looks at validation, and can be stopped.
+        trained: in the phase `compress`, the lineage of the winner's model, where it has one.
         folder: where the study and the finished trials are kept; a search that was broken off goes on from there.
         slots: how many trials fit the free resources at a time.
     """
@@ -61,6 +68,8 @@ class SearchTask:
     dataset: Path
     code: str
     layout: ParallelLayout
+    evaluations: tuple[int, ...]
+    trained: tuple[Segment, ...]
     folder: Path
     slots: int
     on_trial: Callable[[Trial], None]
@@ -84,6 +93,8 @@ class TrialActor(tune.Trainable):
         shared = config["shared"]
         self.base = JobSpec.parse(shared["spec"])
         self.phase: Phase = shared["phase"]
+        self.begun = Path(shared["begun"])
+        self.trained = tuple(Segment.from_json(part) for part in shared["trained"])
         self.gang: Gang | None = None
         self.gang_s = 0.0
         self.stages = Stages(
@@ -94,7 +105,7 @@ class TrialActor(tune.Trainable):
             layouts=[ParallelLayout(**shared["layout"])],
             micro_batch=shared["micro_batch"],
             retry=self.base.retry,
-            on_report=lambda report: None,
+            on_report=self._note_stage,
             on_stage=lambda name, manifest, reused: None,
             should_stop=lambda: self.stopping.is_set(),
             timing="trial",
@@ -102,37 +113,59 @@ class TrialActor(tune.Trainable):
         self._begin(config)
 
     def _workers(self) -> Gang:
-        if self.gang is None:
-            started = time.monotonic()
-            resources = self.base.resources
-            self.gang = Gang(
-                self.base.num_workers,
-                resources.cpus_per_worker,
-                resources.gpus_per_worker,
-                warm_up=WorkRef("jobs.train.mesh:warm_up"),
-                placement_group=ray.util.get_current_placement_group(),
-                stall_timeout_s=self.base.retry.stall_timeout_s,
-            )
-            self.gang_s = time.monotonic() - started
+        """The gang. One that loses a worker while it starts is started anew, as often as a work would be."""
+        started, losses = time.monotonic(), 0
+        while self.gang is None:
+            try:
+                self.gang = self._start_gang()
+            except WorkerLost as error:
+                losses += 1
+                if losses > self.base.retry.max_failures or self.stopping.is_set():
+                    raise
+                logger.info("%s; the gang is started again", error)
+            else:
+                self.gang_s = time.monotonic() - started
         return self.gang
 
+    def _start_gang(self) -> Gang:
+        resources = self.base.resources
+        return Gang(
+            self.base.num_workers,
+            resources.cpus_per_worker,
+            resources.gpus_per_worker,
+            warm_up=WorkRef("jobs.train.mesh:warm_up"),
+            placement_group=ray.util.get_current_placement_group(),
+            stall_timeout_s=self.base.retry.stall_timeout_s,
+        )
+
+    def _note_stage(self, report: dict[str, Any]) -> None:
+        if report["event"] == "stage_started":
+            self.begun.mkdir(exist_ok=True)
+            with (self.begun / str(self.number)).open("a") as file:
+                file.write(f"{report['stage_hash']}\n")
+
     def _begin(self, config: dict[str, Any]) -> None:
+        self.number: int = config["number"]
+        self.shown = 0
         self.epochs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stopping = threading.Event()
-        task = TrialTask(number=config["number"], phase=self.phase, params=config["params"])
+        leg = None
+        if (asked := config.get("leg")) is not None:
+            before = tuple(Segment.from_json(part) for part in asked["before"])
+            leg = Leg(before, asked["until_step"])
+        task = TrialTask(number=config["number"], phase=self.phase, params=config["params"], leg=leg)
         self.thread = threading.Thread(target=self._run, args=(task, self.epochs), daemon=True)
         self.thread.start()
 
     def _run(self, task: TrialTask, epochs: "queue.Queue[dict[str, Any]]") -> None:
-        started = time.monotonic()
+        started, killed = time.monotonic(), oom_kills()
         try:
             self._workers()  # before the trial's clock starts
-            trial = run_trial(task, self.base, self.stages, epochs.put)
+            trial = run_trial(task, self.base, self.stages, epochs.put, self.trained)
         except Exception as error:
             logger.exception("trial %d failed", task.number)
-            cause = f"{type(error).__name__}: {error}"
-            trial = failed_trial(task, cause, seconds=time.monotonic() - started)
-        epochs.put({"trial": trial.to_json()})
+            trial = failed_trial(task, failure_cause(error), seconds=time.monotonic() - started)
+        epochs.put({"trial": lost_to_memory(trial, oom_kills() - killed).to_json()})
 
     def step(self) -> dict[str, Any]:
         try:
@@ -144,7 +177,9 @@ class TrialActor(tune.Trainable):
             # Tune flattens what is nested, hence the text. It always wants the metric; ASHA passes over NaN.
             metric = math.nan if metric is None else metric
             return {"done": True, "record": json.dumps(item["trial"]), "metric": metric, "gang_s": self.gang_s}
-        return {"metric": item["metric"], "report": json.dumps(item)}
+        self.shown += 1
+        trained = item.get("total_steps") == item["step"]
+        return {"metric": item["metric"], "report": json.dumps(item), "epochs": self.shown, "trained": trained}
 
     def _end(self) -> None:
         self.stopping.set()
@@ -163,88 +198,11 @@ class TrialActor(tune.Trainable):
             self.gang.stop()
 
 
-class _Asker(Searcher):
-    """Tune's view of the study: suggests, and books what became of the trials."""
-
-    def __init__(self, task: SearchTask, study: Study) -> None:
-        super().__init__(metric="metric", mode=task.base.metric_direction)
-        self.task, self.study = task, study
-        self.live: dict[str, TrialTask] = {}
-        self.curves: dict[str, list[dict[str, Any]]] = {}
-        self.since: dict[str, float] = {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.task.should_stop():
-            return Searcher.FINISHED
-        while (asked := self.study.ask()) is not None and asked.repeated is not None:
-            self.task.on_trial(asked.repeated)
-        if asked is None:
-            return Searcher.FINISHED
-        number, params = asked.number, asked.params
-        self.live[trial_id] = TrialTask(number, self.task.phase, params)
-        self.curves[trial_id], self.since[trial_id] = [], time.monotonic()
-        self.task.on_event({"event": "trial_started", "phase": self.task.phase, "trial": number, "params": params})
-        return {"number": number, "params": params}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "report" not in result:
-            return
-        report = json.loads(result["report"])
-        number = self.live[trial_id].number
-        self.curves[trial_id].append(report)
-        self.study.intermediate(number, len(self.curves[trial_id]), report["metric"])
-        self.task.on_event({"event": "trial_epoch", "phase": self.task.phase, "trial": number, **_row(report)})
-
-    def ended(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether a trial is to end with this result, as the whole search does."""
-        return self.task.should_stop() and "record" not in result
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if result and "record" not in result:
-            self.on_trial_result(trial_id, result)  # Tune shows the result that led to a stop here alone
-        task = self.live.pop(trial_id)
-        record = (result or {}).get("record")
-        if record is None and self.task.should_stop():
-            return  # the search ends early: the trial stays unfinished, and the next attempt runs it again
-        if record is not None:
-            trial = Trial.from_json(json.loads(record))
-        else:
-            curve = self.curves[trial_id]
-            last = curve[-1] if curve else {"step": 0}
-            trial = Trial(
-                number=task.number,
-                phase=task.phase,
-                params=task.params,
-                state="failed" if error else "pruned",
-                cause=_LOST if error else f"stopped by the scheduler after {len(curve)} epochs",
-                values={},
-                curve=tuple(report["metric"] for report in curve),
-                seconds=time.monotonic() - self.since[trial_id],
-                steps=last["step"],
-                epochs=len(curve),
-            )
-        self.task.on_trial(self.study.tell(trial))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its whole configuration into its folder. What it writes is never read: see Study.
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Tune asks for a checkpoint of the searcher; the study is in its own file already."""
-        Path(checkpoint_path).write_text(json.dumps({"study": str(self.task.folder)}))
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from its study's file")
-
-
-def _row(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: report.get(key) for key in ("epoch", "step", "split", "loss", "metric", "lr")}
-
-
 def run_search(task: SearchTask) -> list[Trial]:
     """Runs one phase to its end; trials that an earlier attempt finished are kept.
 
     Raises:
+        SpecError: the cluster can never hold a trial's workers.
         JobFailed: every trial failed; the causes are counted.
         Interrupted: `should_stop` asked for an early end.
     """
@@ -254,29 +212,69 @@ def run_search(task: SearchTask) -> list[Trial]:
     finished = study.finished
     if task.should_stop():
         raise Interrupted("the search was stopped; finished trials are kept")
+    _remove_remains(task, finished)
     if not any(trial.state == "completed" for trial in finished):
-        causes: dict[str, int] = {}
-        for trial in finished:
-            causes[trial.cause] = causes.get(trial.cause, 0) + 1
-        counted = "; ".join(f"{count} × {cause}" for cause, count in sorted(causes.items(), key=lambda i: -i[1]))
         shutil.rmtree(task.folder)  # nothing worth keeping: the next attempt begins anew
-        raise JobFailed(f"none of the {len(finished)} trials completed: {counted}")
+        raise JobFailed(f"none of the {len(finished)} trials completed: {count_causes(finished)}")
     return finished
+
+
+def _remove_remains(task: SearchTask, finished: list[Trial]) -> None:
+    """Removes the stages that trials have begun and not finished: nobody goes on from there.
+
+    What another process works on is left to it.
+    """
+    storage, begun = Storage.at(task.storage), task.folder / _BEGUN
+    for trial in finished:
+        noted = begun / str(trial.number)
+        if not noted.exists():
+            continue
+        for digest in dict.fromkeys(noted.read_text().split()):
+            partial = storage.stage(digest).with_suffix(".partial")
+            if not partial.exists():
+                continue
+            try:
+                with storage.claim(digest, timeout_s=SETTLE_TIMEOUT_S):
+                    shutil.rmtree(partial, ignore_errors=True)
+            except StorageError:
+                logger.warning("%s is still being worked on and stays", partial)
+    shutil.rmtree(begun, ignore_errors=True)
+
+
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _tune(task: SearchTask, study: Study) -> None:
     base, search = task.base, task.search
-    left = study.total - len(study.finished)
     resources = base.resources
     workers = bundles(base.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    check_fits(workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])  # else Tune waits for ever
+    asker: Asker
+    if search.scheduler == "pbt" and task.phase == "train":
+        asker = PopulationAsker(task, study, task.evaluations)
+        left = asker.left
+    else:
+        asker = Asker(task, study)
+        left = study.total - len(study.finished)
+    scheduler = FIFOScheduler()
+    if task.phase != "compress" and search.scheduler != "pbt":
+        evaluations = len(task.evaluations)
+        scheduler = halting(search, direction=base.metric_direction, evaluations=evaluations, past=study.finished)
     concurrency = max(1, min(search.concurrency or task.slots, task.slots, left))
-    asker = _Asker(task, study)
     shared = {
         "spec": base.document(),
         "phase": task.phase,
         "storage": str(task.storage),
         "dataset": str(task.dataset),
         "code": task.code,
+        "trained": [part.to_json() for part in task.trained],
+        "begun": str(task.folder / _BEGUN),
         "layout": asdict(task.layout),
         "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
     }
@@ -290,7 +288,7 @@ def _tune(task: SearchTask, study: Study) -> None:
         param_space={"shared": shared},
         tune_config=tune.TuneConfig(
             search_alg=asker,
-            scheduler=_scheduler(base, task.phase),
+            scheduler=scheduler,
             num_samples=left,
             max_concurrent_trials=concurrency,
             reuse_actors=True,
@@ -300,13 +298,17 @@ def _tune(task: SearchTask, study: Study) -> None:
             storage_path=str(scratch),
             verbose=0,
             stop=asker.ended,
-            failure_config=tune.FailureConfig(max_failures=0),
+            # Of the trial's actor. It retries its workers' losses itself.
+            failure_config=tune.FailureConfig(max_failures=base.retry.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     try:
         with _quiet_tune():
-            tuner.fit()
+            if left:
+                tuner.fit()
+        if isinstance(asker, PopulationAsker):
+            asker.conclude()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -337,19 +339,3 @@ def _quiet_tune() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _scheduler(spec: JobSpec, phase: Phase) -> TrialScheduler:
-    search = spec.search
-    assert search is not None
-    epochs = spec.train.epochs
-    if phase == "compress" or search.scheduler == "none" or epochs is None or epochs <= search.grace_epochs:
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr="training_iteration",
-        metric="metric",
-        mode=spec.metric_direction,
-        max_t=epochs + 1,  # the last result is the trial's end, not an epoch
-        grace_period=search.grace_epochs,
-        reduction_factor=3,
-    )

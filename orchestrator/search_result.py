@@ -1,5 +1,6 @@
 """What a search found, for programs: its trials, the best of them, tables, and the spec to go on with."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def trials_table(trials: Sequence[Trial]) -> "pyarrow.Table":
         "epochs": pa.int64(),
     }
     columns = {name: pa.array([getattr(trial, name) for trial in trials], kind) for name, kind in fixed.items()}
+    lineages = [json.dumps([part.to_json() for part in trial.lineage]) if trial.lineage else None for trial in trials]
+    columns["lineage"] = pa.array(lineages, pa.string())
     for key in sorted({key for trial in trials for key in trial.params}):
         columns[key] = pa.array(_of_one_kind([trial.params.get(key) for trial in trials]))
     for name in OBJECTIVES:

@@ -8,6 +8,7 @@ from jobs.spec.search import Phase
 
 SCHEMA_VERSIONS = {
     "train": 1,
+    "segment": 1,
     "prune": 2,
     "low_rank": 1,
     "qat": 1,
@@ -46,7 +47,8 @@ def pack_config(spec: JobSpec) -> dict[str, Any]:
 def search_config(spec: JobSpec, phase: Phase) -> dict[str, Any]:
     """What a search's result depends on: the space, the algorithm, and the base that trials differ from."""
     assert spec.search is not None
-    search = {k: v for k, v in spec.resolved()["search"].items() if k not in ("concurrency", "winners")}
+    apart = ("concurrency", "winners") if spec.search.scheduler == "pbt" else ("concurrency", "winners", "pbt")
+    search = {k: v for k, v in spec.resolved()["search"].items() if k not in apart}
     config = {"phase": phase, "search": search, "train": train_config(spec)}
     if phase != "train":
         config["compress"] = spec.resolved()["compress"]

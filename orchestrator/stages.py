@@ -16,7 +16,7 @@ from jobs.context import WorkRef
 from jobs.errors import Interrupted, WorkerLost
 from jobs.layout import ParallelLayout
 from jobs.models.pretrained import located
-from jobs.records import StageManifest
+from jobs.records import Segment, StageManifest
 from jobs.requests import (
     PACK_NAME,
     CandidateFile,
@@ -40,7 +40,7 @@ from orchestrator.runs import Storage
 from orchestrator.schemes import variant_search
 from orchestrator.stage_configs import SCHEMA_VERSIONS, low_rank_config, pack_config, prune_config, train_config
 
-RESIZABLE = ("train", "prune", "low_rank", "qat", "share")
+RESIZABLE = ("train", "segment", "prune", "low_rank", "qat", "share")
 """Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
@@ -194,6 +194,49 @@ class Stages:
                 folder=folder,
             ),
         )
+
+    def segment(
+        self, spec: JobSpec, before: Sequence[Segment], params: dict[str, Any], until_step: int, name: str = "train"
+    ) -> StageManifest:
+        """A part of a training, from the end of the segment before.
+
+        Args:
+            spec: with `params` in it.
+            before: the segments that led there; none for the first.
+            until_step: where it ends; the segment that ends with the training gives the model.
+        """
+        parts = [{"params": part.params, "until_step": part.until_step} for part in before]
+        parent = before[-1].stage if before else None
+        return self._perform(
+            "segment",
+            name,
+            inputs={"dataset": self.dataset.name} | ({"parent": parent} if parent else {}),
+            config=train_config(spec) | {"lineage": [*parts, {"params": params, "until_step": until_step}]},
+            code=self.code,
+            work="jobs.train.work:train",
+            request=lambda folder: TrainRequest(
+                model=located(spec.model).model_dump(mode="json"),
+                recipe=self._recipe(spec),
+                dataset=self.dataset,
+                folder=folder,
+                until_step=until_step,
+                start=self.storage.stage(parent) / "checkpoint" if parent else None,
+            ),
+        )
+
+    def lineage(self, base: JobSpec, lineage: Sequence[Segment], name: str = "train") -> StageManifest:
+        """The trained model at the end of a lineage; what the storage has lost of it is trained again."""
+        found = self.storage.manifest(lineage[-1].stage)
+        if found is not None:
+            self.on_stage(name, found, True)
+            return found
+        for place, part in enumerate(lineage):
+            last = place == len(lineage) - 1
+            spec = base.replace(part.params)
+            called = name if last else f"{name}/until-{part.until_step}"
+            found = self.segment(spec, lineage[:place], part.params, part.until_step, called)
+        assert found is not None
+        return found
 
     def prune(self, spec: JobSpec, parent: StageManifest, name: str = "prune") -> StageManifest:
         assert spec.compress.prune is not None

@@ -1,12 +1,13 @@
 """`search:` which keys of the spec are searched, by what algorithm, for which objectives."""
 
+import difflib
 import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.section import Section, illegal, not_supported_yet
+from jobs.section import Section, illegal
 from jobs.spec.dimension import MAX_GRID_VALUES, Dimension
 from jobs.spec.space import Grid, is_conditional, space_problem
 
@@ -34,12 +35,25 @@ class Objectives(Section):
         return tuple(name for name in ("latency_ms", "bytes") if getattr(self, name) is not None)
 
 
+class Pbt(Section):
+    """Population-based training (Jaderberg et al. 2017): `trials` members train side by side in generations."""
+
+    interval_epochs: int = Field(default=1, ge=1, le=100_000)
+    """Evaluations of a generation."""
+    quantile: float = Field(default=0.25, gt=0.0, le=0.5)
+    """After each, so many of the worst take over the training of so many of the best, and its values."""
+    resample: float = Field(default=0.25, ge=0.0, le=1.0)
+    """Probability that a value which was taken over is drawn anew; else it is multiplied or divided by `factor`."""
+    factor: float = Field(default=1.2, gt=1.0, le=10.0)
+
+
 class Search(Section):
     trials: int = Field(default=16, ge=1, le=1_000_000)
     algorithm: Algorithm = "tpe"
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "asha"
     grace_epochs: int = Field(default=1, ge=1)
     """Epochs that every trial gets before the scheduler may stop it."""
+    pbt: Pbt = Pbt()
     mode: Literal["staged", "joint"] = "staged"
     compress_trials: int | None = Field(default=None, ge=1, le=1_000_000)
     """In staged mode, trials of the compression keys on each winner; default: half of `trials`."""
@@ -52,8 +66,6 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Search":
-        if self.scheduler in ("hyperband", "median", "pbt"):
-            raise not_supported_yet(f"search scheduler {self.scheduler}", at="scheduler")
         if self.winners > self.trials:
             raise illegal(
                 f"winners ({self.winners}) can't exceed trials ({self.trials})",
@@ -61,6 +73,8 @@ class Search(Section):
                 at="winners",
             )
         problem = space_problem(self.space) or self._split_condition() or self._beyond_the_algorithm()
+        if self.scheduler == "pbt":
+            problem = problem or self._beyond_a_population()
         if problem is not None:
             raise problem
         if self.phases() == ("train",) and self.objectives.of_files:
@@ -82,6 +96,32 @@ class Search(Section):
                     if parent not in part:
                         message = f"{key} depends on {parent}, which another phase of a staged search sets"
                         return illegal(message, "mode joint", at=f"space.{key}.when")
+        return None
+
+    def _beyond_a_population(self) -> PydanticCustomError | None:
+        """What can't be changed while a model trains, or can't be taken over by another member."""
+        if self.mode == "joint":
+            reason = "pbt searches trainings, and a joint trial is more than one: its files have no generations"
+            return illegal(reason, "mode staged, or another scheduler", at="mode")
+        if self.trials < 2:
+            return illegal("a population has at least two members", "2 or more", at="trials")
+        train, _ = self.split_space()
+        if not train:
+            return illegal("pbt needs a training key in the space", ", ".join(MUTABLE), at="scheduler")
+        for key, dimension in train.items():
+            if key not in MUTABLE:
+                near = difflib.get_close_matches(key, MUTABLE, n=1)
+                return illegal(
+                    f"pbt changes values in mid-training, and {key} can't change then",
+                    ", ".join(MUTABLE) + (f"; did you mean {near[0]!r}?" if near else ""),
+                    at=f"space.{key}",
+                )
+            if dimension.when:
+                return illegal("pbt takes over all values of a member, and knows no conditions", at=f"space.{key}.when")
+            zero = 0 in (dimension.choice or dimension.bounds or ())
+            if zero and key in APART_AT_ZERO:
+                reason = f"at 0 {APART_AT_ZERO[key]}, so that a member with another value can't go on from there"
+                return illegal(reason, "values above 0", at=f"space.{key}")
         return None
 
     def _beyond_the_algorithm(self) -> PydanticCustomError | None:
@@ -149,9 +189,22 @@ class Search(Section):
             return 4 + math.floor(3 * math.log(len(self.dimensions(phase))))
         return max(4, min(50, self.num_trials(phase) // 5))
 
-    def remarks(self) -> list[str]:
-        """What is legal, and may not be what was meant."""
+    def remarks(self, evaluations: int | None = None) -> list[str]:
+        """What is legal, and may not be what was meant.
+
+        Args:
+            evaluations: how often a training looks at validation, where that is known.
+        """
         found = []
+        if self.scheduler == "pbt":
+            found += self._remarks_on_the_population(evaluations)
+        schedules = self.scheduler not in ("none", "pbt") and self.phases()[0] != "compress"
+        if evaluations is not None and schedules and evaluations <= self.grace_epochs:
+            times = "once" if evaluations == 1 else f"{evaluations} times"
+            found.append(
+                f"a training looks at validation {times}, and the grace is {self.grace_epochs}: "
+                f"the scheduler {self.scheduler} will stop no trial"
+            )
         for phase in self.phases():
             trials = self.num_trials(phase)
             of = f" of the phase {phase}" if len(self.phases()) > 1 else ""
@@ -169,12 +222,39 @@ class Search(Section):
                 )
         return found
 
+    def _remarks_on_the_population(self, evaluations: int | None) -> list[str]:
+        found = []
+        if evaluations is not None and evaluations <= self.pbt.interval_epochs:
+            found.append(
+                f"a training has {evaluations} evaluations, and a generation of pbt {self.pbt.interval_epochs}: "
+                "there is one generation, and no member takes over another's training"
+            )
+        if self.algorithm not in ("random", "grid", "qmc"):
+            found.append(f"pbt draws all its members before any is trained: {self.algorithm} draws them at random")
+        return found
+
     def split_space(self) -> tuple[dict[str, Dimension], dict[str, Dimension]]:
         """The dimensions that affect training, and those that only affect compression."""
         compress = {key: dim for key, dim in self.space.items() if key.startswith("compress.")}
         train = {key: dim for key, dim in self.space.items() if key not in compress}
         return train, compress
 
+
+MUTABLE = (
+    "train.optimizer.lr",
+    "train.optimizer.weight_decay",
+    "train.optimizer.momentum",
+    "train.optimizer.eps",
+    "train.label_smoothing",
+    "train.gradient_clip",
+    "model.args.dropout",
+)
+"""What a training may go on with under another value: everything else shapes the model, the data or their order."""
+
+APART_AT_ZERO = {
+    "train.optimizer.momentum": "the optimizer keeps no momentum",
+    "model.args.dropout": "the model has no layer for it",
+}
 
 SEARCHABLE_PREFIXES = ("train.", "model.args.", "compress.prune.", "compress.pack.", "data.normalize")
 """Everything else names where the job runs or what it is asked for, and is no hyperparameter."""

@@ -88,6 +88,7 @@ def fit(
     distill: Distill | None = None,
     block_costs: tuple[int, ...] = (),
     before_step: BeforeStep | None = None,
+    until_step: int | None = None,
 ) -> FitResult:
     """Trains `module` over all the workers of the group and returns it whole on each of them.
 
@@ -95,6 +96,7 @@ def fit(
         module: the same on every rank; taken over, and divided as the layout says.
         label: names this training in reports ("train", "recover 1/2").
         checkpoints: a folder that all ranks reach; a training that was broken off goes on from its newest entry.
+        until_step: ends there with a checkpoint; schedules stay those of the whole training.
         block_costs: what each block of `module` costs to compute, to balance the stages of a pipeline by.
         teacher: with `distill`, the dense parent whose outputs are learnt from.
         before_step: called on every rank alike. It sees whole parameters in a layout without tensor peers, stages of
@@ -108,7 +110,9 @@ def fit(
     if context.size > 1:
         gc.collect()  # what trainings before have left: DeepSpeed's engines are cycles, and hold process groups
     options = (label, checkpoints, teacher, distill, block_costs, before_step)
-    return _Training(module, dataset, recipe, context, *options).run()
+    training = _Training(module, dataset, recipe, context, *options)
+    training.end = training.total_steps if until_step is None else min(until_step, training.total_steps)
+    return training.run()
 
 
 class _Training:
@@ -137,8 +141,8 @@ class _Training:
             train.batch_size, layout.data, recipe.micro_batch, _norm_group(module), layout.pipeline
         )
         num_samples = dataset.num_samples("train")
-        self.total_steps = recipe.total_steps(num_samples)
-        self.evaluate_after = _epoch_ends(num_samples, train.batch_size, self.total_steps)
+        self.total_steps = self.end = recipe.total_steps(num_samples)
+        self.evaluate_after = recipe.evaluate_after(num_samples)
         self.batches = TrainingBatches(dataset, recipe.data, train.batch_size, train.seed)
         self.encoding = dataset.encoding(recipe.data.normalize)
         counts = dataset.class_counts if dataset.info.task == "classification" else None
@@ -180,16 +184,16 @@ class _Training:
         self.engine.module.train()
         stopped = False
         started = self.reported_at = self.synced_at = time.monotonic()
-        while step < self.total_steps and not stopped:
+        while step < self.end and not stopped:
             self._step(step)
             step += 1
             epoch_end = step in self.evaluate_after
             due = self.checkpoints is not None and step % self.train.checkpoint.every_steps == 0
-            if epoch_end or due or step >= self.sync_at or step == self.total_steps:
+            if epoch_end or due or step >= self.sync_at or step == self.end:
                 stopped = self._sync(step)
             if epoch_end:
                 self._evaluate(step)
-            if (due or stopped) and step < self.total_steps:
+            if (due or stopped or step == self.end) and step < self.total_steps:
                 self.history.productive_s += time.monotonic() - started
                 self._save(step)
                 started = time.monotonic()
@@ -377,9 +381,3 @@ def _engine(module: nn.Module, recipe: Recipe, share: BatchShare, mesh: Mesh, bl
 
 def _norm_group(module: nn.Module) -> int | None:
     return max((layer.group for layer in module.modules() if isinstance(layer, GROUPED)), default=None)
-
-
-def _epoch_ends(num_samples: int, batch_size: int, total_steps: int) -> set[int]:
-    """The steps after which validation is looked at: where an epoch is complete, and the last."""
-    epochs = total_steps * batch_size // num_samples
-    return {epoch * num_samples // batch_size for epoch in range(1, epochs + 1)} - {0} | {total_steps}

@@ -1,5 +1,7 @@
 """The stage `train`: from a prepared data set to a trained model on disk."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from jobs.context import Context
@@ -19,12 +21,18 @@ from jobs.train.loop import FitResult, fit
 def train(context: Context, request: TrainRequest) -> dict[str, Any]:
     """Trains from scratch; rank 0 writes `model/` and `history.json`. Work for a WorkerGroup.
 
+    A segment of a training goes on from `request.start`; one that ends before the training does writes `checkpoint/`
+    instead of the model.
+
     Returns a summary: steps, epochs, curve, metric, productive_s, checkpoint_s; `stopped` if it ended early, and
     then nothing but checkpoints was written.
     """
     dataset = Dataset.open(request.dataset)
     info, recipe = dataset.info, request.recipe.of_size(context.size)
     section = model_section(request.model)
+    checkpoints = request.folder / "checkpoints"
+    if request.start is not None and context.rank == 0:
+        _take_over(request.start, checkpoints)  # the others look there once all have met
     costs = _block_costs(section, info.signature) if recipe.layout.pipeline > 1 else ()
     result = fit(
         build(section, info.signature, seed=recipe.train.seed),
@@ -32,9 +40,17 @@ def train(context: Context, request: TrainRequest) -> dict[str, Any]:
         recipe,
         context,
         label="train",
-        checkpoints=request.folder / "checkpoints",
+        checkpoints=checkpoints,
         block_costs=costs,
+        until_step=request.until_step,
     )
+    if result.module is None and result.steps == request.until_step:
+        if context.rank == 0:
+            (written,) = checkpoints.glob(f"step-{result.steps:08d}")
+            shutil.rmtree(request.folder / "checkpoint", ignore_errors=True)
+            (request.folder / "checkpoint").mkdir()
+            written.rename(request.folder / "checkpoint" / written.name)
+        return summary(result) | {"stopped": False}
     if result.module is not None and context.rank == 0:
         blueprint = {
             "model": request.model,
@@ -43,6 +59,18 @@ def train(context: Context, request: TrainRequest) -> dict[str, Any]:
         save_model(result.module, blueprint, request.folder / "model")
         write_json(request.folder / "history.json", result.history.document())
     return summary(result)
+
+
+def _take_over(start: Path, checkpoints: Path) -> None:
+    """Copies a checkpoint to where a training looks for its own, unless it has one already. The name comes last."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (source,) = start.glob("step-*")
+    if any(checkpoints.glob("step-*")):
+        return
+    temporary = checkpoints / f".{source.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    temporary.rename(checkpoints / source.name)
 
 
 def _block_costs(section: Model, signature: Signature) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ the other is told when the study is opened again.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -62,11 +63,15 @@ def _cut_off_half_a_line(path: Path) -> None:
 
 def append_record(folder: Path, trial: Trial) -> None:
     """Appends a finished trial; it survives the driver, and a last line that an earlier one left half written."""
-    path = folder / RECORDS
+    append_line(folder / RECORDS, trial.to_json())
+
+
+def append_line(path: Path, document: dict[str, Any]) -> None:
+    """Appends a line of JSON to a file that this process alone writes to, and has it on disk."""
     if path.exists():
         _cut_off_half_a_line(path)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(trial.to_json()) + "\n")
+        file.write(json.dumps(document) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

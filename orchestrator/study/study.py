@@ -156,6 +156,8 @@ class Study:
         """Tells Optuna; the record has been written already."""
         asked = self._running.pop(trial.number)
         asked.set_user_attr("cause", trial.cause)
+        if trial.lineage:
+            asked.set_user_attr("lineage", [part.to_json() for part in trial.lineage])
         if trial.state == "completed":
             if self.phase != "train":  # the budget is of files
                 asked.set_constraint(VIOLATION, trial.violation)

@@ -1,6 +1,7 @@
 """The loop and the engine in one process: the same losses whatever the ZeRO stage, the accumulation, or a break."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from jobs.context import LocalContext
 from jobs.data import TrainingBatches
 from jobs.errors import SpecError, TrainingDiverged
 from jobs.models.build import build
+from jobs.requests import Recipe, TrainRequest
 from jobs.spec import JobSpec
 from jobs.spec.compress import Distill
+from jobs.storage import read_json
+from jobs.train import work
 from tests.jobs.train.conftest import StoppingContext, document
 
 SGD = {"train.optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9}}
@@ -206,3 +211,56 @@ def test_history_has_a_validation_row_for_each_epoch(train):
     assert len(result.history.losses) == 89
     assert all(0.0 <= row["metric"] <= 1.0 for row in rows)
     assert result.history.epochs[2]["loss"] == pytest.approx(np.mean(result.history.losses[44:89]))
+
+
+@pytest.mark.parametrize("values", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_a_training_in_segments_is_the_training_in_one(digits, tmp_path, values):
+    """Each segment goes on from a copy of what the one before left; the schedule is that of the whole."""
+    spec = JobSpec.parse(document()).replace({**values, "train.schedule": "cosine", "train.gradient_clip": 1.0})
+    recipe = Recipe(spec.train, spec.data, spec.metric)
+
+    def segment(name: str, start: str | None, until_step: int | None) -> dict[str, Any]:
+        (tmp_path / name).mkdir()
+        return work.train(
+            LocalContext(),
+            TrainRequest(
+                model=spec.model.model_dump(mode="json"),
+                recipe=recipe,
+                dataset=digits.folder,
+                folder=tmp_path / name,
+                until_step=until_step,
+                start=tmp_path / start / "checkpoint" if start else None,
+            ),
+        )
+
+    segment("whole", None, None)
+    first, second, last = segment("a", None, 7), segment("b", "a", 16), segment("c", "b", 24)
+    assert [part["stopped"] for part in (first, second, last)] == [False] * 3
+    assert [part["steps"] for part in (first, second, last)] == [7, 16, 24]
+    for name, step in (("a", 7), ("b", 16)):
+        assert [path.name for path in (tmp_path / name / "checkpoint").iterdir()] == [f"step-{step:08d}"]
+        assert not (tmp_path / name / "model").exists()
+    whole, parts = (read_json(tmp_path / name / "history.json") for name in ("whole", "c"))
+    np.testing.assert_allclose(parts["losses"], whole["losses"], rtol=1e-5)
+    assert [row["metric"] for row in parts["epochs"]] == [row["metric"] for row in whole["epochs"]]
+
+
+def test_a_segment_may_go_on_with_other_values(digits, tmp_path):
+    losses = []
+    for name, values in (("same", SGD), ("other", SGD | {"train.optimizer.lr": 1e-6})):
+        for part, until, given in (("a", 12, SGD), ("b", 24, values)):
+            spec = JobSpec.parse(document()).replace(given)
+            folder = tmp_path / f"{name}-{part}"
+            folder.mkdir()
+            request = TrainRequest(
+                model=spec.model.model_dump(mode="json"),
+                recipe=Recipe(spec.train, spec.data, spec.metric),
+                dataset=digits.folder,
+                folder=folder,
+                until_step=until,
+                start=tmp_path / f"{name}-a" / "checkpoint" if part == "b" else None,
+            )
+            work.train(LocalContext(), request)
+        losses.append(read_json(folder / "history.json")["losses"])
+    np.testing.assert_allclose(losses[0][:13], losses[1][:13], rtol=1e-5)
+    assert not np.allclose(losses[0][14:], losses[1][14:], rtol=1e-2)
