@@ -202,7 +202,8 @@ def test_quiet_is_quiet():
 
 def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
     """Tune pickles the searcher that it is given; a display holds locks, which can't be pickled."""
-    from orchestrator.search import SearchTask, _Asker
+    from orchestrator.asker import Asker
+    from orchestrator.search import SearchTask
     from orchestrator.study import Study
 
     spec = JobSpec.parse(
@@ -226,4 +227,4 @@ def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
         on_trial=lambda trial: None,
         on_event=live,
     )
-    assert pickle.dumps(_Asker(task, Study(spec, "train", tmp_path)))
+    assert pickle.dumps(Asker(task, Study(spec, "train", tmp_path)))
