@@ -222,6 +222,8 @@ def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
         dataset=tmp_path,
         code="",
         layout=ParallelLayout(),
+        evaluations=(1,),
+        trained=(),
         folder=tmp_path,
         slots=1,
         on_trial=lambda trial: None,
