@@ -1,6 +1,5 @@
 """Searches that are disturbed while they run: whose processes are killed, and what is left of them."""
 
-import os
 import random
 import threading
 import time
@@ -78,8 +77,3 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
 def remains(storage: Path) -> list[Path]:
     """What a finished search must not leave: unfinished stages, Tune's folders, notes of its own."""
     return [*storage.rglob("*.partial"), *storage.rglob("tune"), *storage.rglob("begun")]
-
-
-def temporary_folders() -> set[str]:
-    """Of ours and of Ray's; not the folder that holds Ray's sessions, which it keeps for their logs."""
-    return {name for name in os.listdir("/tmp") if name.startswith(("thresher", "tune", "tmp_ray", "_ray"))}
