@@ -50,9 +50,10 @@ def held() -> tuple[int, int]:
 
 def check_each_booked_once(storage: Path, report: RunReport, count: int) -> None:
     trials = trials_of(report)
-    assert sorted(trial["number"] for trial in trials) == list(range(count))
+    numbers = {trial["number"] for trial in trials}
+    assert len(numbers) == len(trials) == count  # a number is left out where a search broke off over its values
     booked = Counter(event["number"] for event in events(storage) if event["event"] == "trial")
-    assert booked == dict.fromkeys(range(count), 1)
+    assert booked == dict.fromkeys(numbers, 1)
     (folder,) = (path.parent for path in (storage / "stages").glob("*/trials.jsonl"))
     assert Counter(record["number"] for record in read_lines(folder / "trials.jsonl")) == booked
 
@@ -260,4 +261,4 @@ def test_a_stopped_search_leaves_nothing_and_a_killed_one_goes_on_with_the_same_
     assert first.items() <= second.items() <= found.items()
     assert remains(storage) == []
     rows = pq.read_table(run_dir / "trials.parquet").to_pylist()
-    assert sorted(row["number"] for row in rows) == list(range(6))
+    assert sorted(row["number"] for row in rows) == sorted(found)
