@@ -58,7 +58,7 @@ def check_each_booked_once(storage: Path, report: RunReport, count: int) -> None
     assert Counter(record["number"] for record in read_lines(folder / "trials.jsonl")) == booked
 
 
-@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+@pytest.mark.parametrize("scheduler", ["hyperband", pytest.param("median", marks=pytest.mark.slow)])
 def test_a_scheduler_stops_trials_and_leaves_nothing_of_them(tmp_path: Path, scheduler: str):
     report = searched(
         tmp_path,
@@ -146,6 +146,7 @@ def test_compression_keys_are_searched_on_each_winner_without_training_again(tmp
     assert {manifest["inputs"]["parent"] for manifest in pruned} == {hashes["train"]}
 
 
+@pytest.mark.slow
 def test_a_population_ends_in_the_model_of_its_best_member(tmp_path: Path):
     report = searched(
         tmp_path,
@@ -223,6 +224,7 @@ def booked(storage: Path) -> dict[int, Any]:
     return {event["number"]: event["params"] for event in events(storage) if event["event"] == "trial"}
 
 
+@pytest.mark.slow
 def test_a_stopped_search_leaves_nothing_and_a_killed_one_goes_on_with_the_same_trials(tmp_path: Path):
     storage = tmp_path / "runs"
     temporary = Path(tempfile.mkdtemp(prefix="s-", dir="/tmp"))  # short: Ray's sockets are named below it
