@@ -84,11 +84,12 @@ class Books:
     def _end(self, gang: Gang) -> int:
         grace_ms = self.soon_ms - self.now_ms
         end_ms = NEVER if gang.job.limit_ms is None else gang.started_ms + gang.job.limit_ms
+        late_ms = end_ms + grace_ms
         if gang.leaving_since_ms is not None:
-            end_ms = min(end_ms, gang.leaving_since_ms + grace_ms)
+            late_ms = gang.leaving_since_ms + grace_ms
+            end_ms = min(end_ms, late_ms) if end_ms > self.now_ms else late_ms
         # What should have gone long ago cannot be relied on: it may be on a node that does not answer.
-        overdue = end_ms + (0 if gang.leaving_since_ms is not None else grace_ms) <= self.now_ms
-        return NEVER if overdue else max(end_ms, self.now_ms + 1)
+        return NEVER if late_ms <= self.now_ms else max(end_ms, self.now_ms + 1)
 
     def vector(self, amounts: Resources) -> Amounts:
         return np.array([amounts.get(name, 0) for name in self.names], np.int64)

@@ -244,7 +244,7 @@ class _Pass:
         job, ask, ledger = line.head.job, line.ask, self._ledger
         if not allowed:
             names, left = self._books.names, ledger.available_now(ask.project)
-            short = [(names[column], need, left[column]) for column, need in ask.needs if need > left[column]]
+            short = tuple((names[column], need, left[column]) for column, need in ask.needs if need > left[column])
             if short:
                 return quota_text(job.project, short)
             return "waiting for quota that jobs ahead were promised"

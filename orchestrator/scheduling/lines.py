@@ -52,7 +52,8 @@ class Lines:
         self._books = books
         self.spoken_for = [list(row) for row in books.staying]
         """Use by project, with what its jobs within nominal wait for."""
-        self._heap = [(self._key(line), index, line) for index, line in enumerate(lines)]
+        self._stamps = [0] * len(self.spoken_for)
+        self._heap = [(self._key(line), index, line, 0) for index, line in enumerate(lines)]
         heapq.heapify(self._heap)
 
     def within_nominal(self, ask: Ask) -> bool:
@@ -62,25 +63,29 @@ class Lines:
         own = self.spoken_for[ask.project]
         for column, need in ask.needs:
             own[column] += count * need
+        self._stamps[ask.project] += 1
 
     def speak_within_nominal(self, ask: Ask, most: int) -> int:
         """Of jobs alike, as many as stay within nominal together are spoken for: their number."""
         own = self._books.quotas.how_many_within_nominal(ask.project, ask.needs, self.spoken_for[ask.project], most)
-        self.speak_for(ask, own)
+        if own:
+            self.speak_for(ask, own)
         return own
 
     def put_back(self, line: Line) -> None:
         if line.served < len(line.jobs):
-            heapq.heappush(self._heap, (self._key(line), len(self._heap), line))
+            heapq.heappush(self._heap, (self._key(line), len(self._heap), line, self._stamps[line.ask.project]))
 
     def __iter__(self) -> Iterator[Line]:
         # What a project uses grows while jobs start, so keys grow: a line that is no longer first goes back.
         while self._heap:
-            key, index, line = heapq.heappop(self._heap)
-            current = self._key(line)
-            if current > key and self._heap and self._heap[0][0] < current:
-                heapq.heappush(self._heap, (current, index, line))
-                continue
+            key, index, line, stamp = heapq.heappop(self._heap)
+            newest = self._stamps[line.ask.project]
+            if stamp != newest:
+                current = self._key(line)
+                if current > key and self._heap and self._heap[0][0] < current:
+                    heapq.heappush(self._heap, (current, index, line, newest))
+                    continue
             yield line
 
     def _key(self, line: Line) -> Key:

@@ -1,7 +1,8 @@
 """Why a job waits, in words."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from orchestrator.scheduling.ledger import NEVER
 from orchestrator.scheduling.records import Demand, Job
@@ -50,6 +51,7 @@ def behind_text(job: Job) -> str:
     return f"behind job {job.id} (priority {job.priority})"
 
 
+@lru_cache(4096)
 def nodes_text(demand: Demand, room: int, kept: bool) -> str:
     """`room`: how many of the workers fit now; `kept`: whether there is room, but others were promised it."""
     text = f"waiting for {gang_text(demand)}"
@@ -58,7 +60,8 @@ def nodes_text(demand: Demand, room: int, kept: bool) -> str:
     return text if demand.workers == 1 else f"{text}: room for {room} now"
 
 
-def quota_text(project: str, short: Sequence[tuple[str, int, int]]) -> str:
+@lru_cache(4096)
+def quota_text(project: str, short: tuple[tuple[str, int, int], ...]) -> str:
     """`short`: (resource, needed, available) where too little is."""
     needs = amounts_text({name: need for name, need, _ in short})
     left = amounts_text({name: max(0, available) for name, _, available in short}, zeros=True)

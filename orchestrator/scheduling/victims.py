@@ -13,7 +13,10 @@ import numpy as np
 from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.ledger import Ask, Holding, Room
 from orchestrator.scheduling.placing import Amounts, capacities
+from orchestrator.scheduling.quota import allows
 from orchestrator.scheduling.records import Gang, Job
+
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Victims:
                 self._by_project[holding.project].append(Candidate(gang, holding, end_ms))
         for candidates in self._by_project.values():
             candidates.sort(key=lambda c: (c.gang.job.priority, -c.gang.started_ms, c.gang.job.id))
-        self._most: dict[tuple[int, int, bool, bytes, int], int] = {}
+        self._most: dict[tuple[int, int, bool, bytes, int], tuple[int, list[int]]] = {}
         self._all: dict[tuple[int, int, bytes | None], tuple[list[Candidate], Amounts]] = {}
 
     def gone(self, chosen: list[Candidate]) -> None:
@@ -52,19 +55,24 @@ class Victims:
         key = (ask.project, job.priority, reclaims, ask.bundle.vector.tobytes(), ledger.version)
         if key not in self._most:
             soon = ledger.at(self._books.soon_ms)
-            self._most[key] = int(capacities(ask.bundle, soon.free + given).sum())
-        return self._most[key] >= ask.workers
+            for candidate in candidates:
+                soon.usage[candidate.holding.project] -= candidate.holding.total
+            available = self._books.quotas.available(ask.project, soon.usage + ledger.claimed_quota)
+            self._most[key] = int(capacities(ask.bundle, soon.free + given).sum()), available
+        room, available = self._most[key]
+        return room >= ask.workers and allows(ask.needs, available)
 
     def choose(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Room] | None:
         """Victims, and the room that the job then has; None when even all of them would not do."""
         candidates, _ = self._candidates(job, ask, reclaims)
         found = self._greedy(ask, candidates)
-        if found is None and len(candidates) > 1:
-            # The order may spend what a borrower still owes on nodes that do not help: then where it helps most first.
+        if found is None and 1 < len(candidates) <= _FEW:
+            # The order may spend what a borrower owes on gangs that do not help: then others first, the largest before.
             columns, amounts = ask.bundle.columns, ask.bundle.amounts
-            gain = [int((c.holding.held[:, columns] // amounts).sum()) for c in candidates]
-            ordered = sorted(range(len(candidates)), key=lambda i: (-gain[i], i))
-            found = self._greedy(ask, [candidates[i] for i in ordered])
+            helps = [int((1000 * c.holding.held[:, columns] // amounts).sum()) for c in candidates]
+            largest = sorted(range(len(candidates)), key=lambda i: (-helps[i], i))
+            orders = [largest] + [[first, *(i for i in range(len(candidates)) if i != first)] for first in largest]
+            found = next(filter(None, (self._greedy(ask, [candidates[i] for i in order]) for order in orders)), None)
         return found
 
     def _candidates(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Amounts]:

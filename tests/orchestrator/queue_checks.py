@@ -111,11 +111,24 @@ def leaving(snapshot: Snapshot) -> frozenset[str]:
     return frozenset(gang.job.id for gang in snapshot.gangs if gang.leaving_since_ms is not None)
 
 
+def overdue(snapshot: Snapshot) -> frozenset[str]:
+    """Who should be gone already: nobody relies on them."""
+    grace = max(1, snapshot.policy.grace_ms)
+    late = set()
+    for gang in snapshot.gangs:
+        if gang.leaving_since_ms is not None:
+            if gang.leaving_since_ms + grace <= snapshot.now_ms:
+                late.add(gang.job.id)
+        elif gang.job.limit_ms is not None and gang.started_ms + gang.job.limit_ms + grace <= snapshot.now_ms:
+            late.add(gang.job.id)
+    return frozenset(late)
+
+
 def gone_soon(snapshot: Snapshot) -> frozenset[str]:
     """Who has left or ended within the time that victims take."""
     soon = snapshot.now_ms + max(1, snapshot.policy.grace_ms)
     ends = {g.job.id: g.started_ms + g.job.limit_ms for g in snapshot.gangs if g.job.limit_ms is not None}
-    return leaving(snapshot) | {name for name, end in ends.items() if end <= soon}
+    return (leaving(snapshot) | {name for name, end in ends.items() if end <= soon}) - overdue(snapshot)
 
 
 def legal_victims(snapshot: Snapshot, job: Job, victims: frozenset[str]) -> bool:
@@ -281,7 +294,7 @@ def _check_reserved_starts(state: Snapshot, ready: list[Job], reserved: dict[str
             end = NEVER if gang.job.limit_ms is None else gang.started_ms + gang.job.limit_ms
             if gang.leaving_since_ms is not None:
                 left_at = gang.leaving_since_ms + grace_ms
-                end = NEVER if left_at <= state.now_ms else min(end, left_at)
+                end = NEVER if left_at <= state.now_ms else min(end, left_at) if end > state.now_ms else left_at
             elif end + grace_ms <= state.now_ms:
                 end = NEVER
             if max(end, state.now_ms + 1) > start_ms:

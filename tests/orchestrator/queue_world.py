@@ -230,6 +230,7 @@ class Controller:
                     attempt.leaving_since_ms = attempt.leaving_since_ms or self.store.clock_ms
                     self.cluster.stop(name)
             elif attempt.seen_on is None:
+                self._step()  # whoever lost the lease does not submit either
                 self._submit(row)
             else:
                 assert attempt.seen_on != self.cluster.identity, "the cluster forgets only when its head restarts"

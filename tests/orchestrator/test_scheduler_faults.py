@@ -1,4 +1,4 @@
-"""The queue within a control plane that fails: whatever happens, no rule is broken, and in the end all jobs are done."""
+"""The queue in a control plane that fails: whatever happens, no rule is broken, and in the end all jobs are done."""
 
 import contextlib
 from dataclasses import replace
@@ -33,9 +33,7 @@ class Faults(RuleBasedStateMachine):
         reclaim=st.sampled_from(["any", "any", "lower_priority", "never"]),
     )
     def begin(self, nodes, quotas, reservations, reclaim):
-        self.projects = tuple(
-            Project(name, quota, reclaim=reclaim) for name, quota in zip("xyz", quotas, strict=True)
-        )
+        self.projects = tuple(Project(name, quota, reclaim=reclaim) for name, quota in zip("xyz", quotas, strict=True))
         self.store, self.cluster = Store(), Cluster(nodes)
         self.policy = Policy(reservations, grace_ms=20_000)
         self.submitted = 0

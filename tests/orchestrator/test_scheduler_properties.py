@@ -113,9 +113,7 @@ def check_against_brute_force(snapshot: Snapshot) -> None:
     start = next((d for d in decisions if isinstance(d, Start)), None)
     feasible = queue_checks.fits_without(replace(snapshot, gangs=()), job, frozenset())
     assert (start is not None) == (feasible and queue_checks.fits_now(snapshot, job))
-    soon = queue_checks.gone_soon(snapshot)
-    overdue = overdue_gangs(snapshot)
-    reliable = soon - overdue
+    reliable = queue_checks.gone_soon(snapshot)
     sets = [
         frozenset(victims)
         for count in range(1, len(snapshot.gangs) + 1)
@@ -130,25 +128,16 @@ def check_against_brute_force(snapshot: Snapshot) -> None:
         chosen = frozenset(preempt.victims)
         assert chosen in sets
         assert not any(other < chosen for other in sets), "a smaller part would do"
-    elif len(snapshot.nodes) == 1 or len(snapshot.gangs) <= 1:
-        # On one node the order of victims cannot be the wrong one.
+    elif len(snapshot.gangs) <= 2:
+        # Of more, those that a borrower still owes may be the wrong ones: a search in an order, not through all sets.
         assert not sets, f"{sets} would do"
 
 
-def overdue_gangs(snapshot: Snapshot) -> frozenset[str]:
-    grace = max(1, snapshot.policy.grace_ms)
-    late = set()
-    for gang in snapshot.gangs:
-        if (gang.leaving_since_ms is not None and gang.leaving_since_ms + grace <= snapshot.now_ms) or (gang.job.limit_ms is not None and gang.started_ms + gang.job.limit_ms + grace <= snapshot.now_ms):
-            late.add(gang.job.id)
-    return frozenset(late)
-
-
-one_job = snapshots(max_pending=0).flatmap(
-    lambda snapshot: jobs("w", tuple(project.name for project in snapshot.projects)).map(
-        lambda job: replace(snapshot, pending=(Pending(job),))
-    )
-)
+@st.composite
+def one_job(draw: st.DrawFn) -> Snapshot:
+    snapshot = draw(snapshots(max_pending=0))
+    job = draw(jobs("w", tuple(project.name for project in snapshot.projects)))
+    return replace(snapshot, pending=(Pending(job),))
 
 
 @few
@@ -164,7 +153,7 @@ def test_evictions_come_to_an_end(snapshot: Snapshot):
 
 
 @few
-@given(one_job)
+@given(one_job())
 def test_gang_fit_and_victims_against_brute_force(snapshot: Snapshot):
     check_against_brute_force(snapshot)
 
@@ -188,6 +177,6 @@ def test_evictions_come_to_an_end_at_length(snapshot: Snapshot):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @many
-@given(one_job)
+@given(one_job())
 def test_gang_fit_and_victims_against_brute_force_at_length(snapshot: Snapshot):
     check_against_brute_force(snapshot)
