@@ -6,6 +6,7 @@ The workload is the baseline of Kueue's scalability tests: 5 pools × 6 projects
 medium and large jobs that preempt one another; an evicted job starts over. It is in `queue_sim.json`, the limits that
 must hold beside it. A job of n CPU is a gang of n workers with one CPU, on nodes of 20 CPU. Time is simulated: what is
 measured is what the decisions are worth, and how long they take to make; not how fast a cluster carries them out.
+Times of decisions are CPU time: they are made in one thread and wait for nothing.
 Ends with 1 when a limit does not hold.
 """
 
@@ -18,7 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from orchestrator.scheduling import (
     Snapshot,
     Start,
     Wait,
+    apply,
     decide,
     milli,
 )
@@ -116,9 +118,9 @@ class Simulation:
                 self.projects,
                 Policy(grace_ms=0),
             )
-            begun = time.perf_counter()
+            begun = time.process_time()
             decisions = decide(snapshot)
-            self.decision_s.append(time.perf_counter() - begun)
+            self.decision_s.append(time.process_time() - begun)
             for decision in decisions:
                 if isinstance(decision, Start):
                     job = self.pending.pop(decision.job).job
@@ -149,9 +151,9 @@ class Simulation:
 def simulate(pools: int) -> dict[str, Any]:
     workload = DATA["workload"]
     simulation = Simulation(pools)
-    begun = time.perf_counter()
+    begun = time.process_time()
     simulation.run()
-    wall_s = time.perf_counter() - begun
+    cpu_s = time.process_time() - begun
     cpu_ms = sum(kind["cpu"] * kind["count"] * kind["run_ms"] for kind in workload["classes"])
     ideal_ms = cpu_ms / workload["nominal_cpu"]
     last = simulation.now_ms
@@ -170,7 +172,7 @@ def simulate(pools: int) -> dict[str, Any]:
             "median": 1e6 * statistics.median(decisions),
             "p99": 1e6 * statistics.quantiles(decisions, n=100)[98],
         },
-        "wall_s": wall_s,
+        "cpu_s": cpu_s,
     }
 
 
@@ -183,7 +185,7 @@ def large_snapshot(seed: int = 0, pending: int = 10_000, running: int = 1000, no
     ]
     quota = Quota(milli({"CPU": 16 * nodes / 20, "GPU": nodes / 20}))
     projects = [Project(f"project-{i:02}", quota, pool=f"pool-{i % 4}", weight=1 + i % 3) for i in range(20)]
-    shapes = [(1, 1, 0), (4, 2, 0), (8, 4, 0), (2, 8, 0), (4, 4, 1), (2, 8, 4), (16, 16, 0), (32, 8, 0)]
+    shapes = [(1, 1, 0), (1, 4, 0), (4, 2, 0), (2, 8, 0), (1, 4, 1), (2, 4, 2), (1, 8, 4), (8, 8, 0)]
 
     def job(name: str) -> Job:
         workers, cpu, gpu = draw.choice(shapes)
@@ -192,29 +194,23 @@ def large_snapshot(seed: int = 0, pending: int = 10_000, running: int = 1000, no
         priority = draw.choice([-10, 0, 0, 0, 10])
         return Job(name, draw.choice(projects).name, demand, priority, draw.randrange(10**6), limit_ms)
 
-    # As many gangs as start on the idle cluster; then one small one each, where there is room, up to the number wanted.
-    empty = Snapshot(
-        10**6, tuple(machines), (), tuple(Pending(job(f"run-{i:05}")) for i in range(running)), tuple(projects)
-    )
-    places = {d.job: d.placement for d in decide(empty) if isinstance(d, Start)}
-    gangs = [Gang(p.job, places[p.job.id], 10**6) for p in empty.pending if p.job.id in places]
-    extra = [
-        Pending(Job(f"fill-{i:05}", projects[i % 20].name, Demand.of(1, CPU=1), 10, 0, 3_600_000))
-        for i in range(running - len(gangs))
-    ]
-    filled = Snapshot(10**6, tuple(machines), tuple(gangs), tuple(extra), tuple(projects))
-    places = {d.job: d.placement for d in decide(filled) if isinstance(d, Start)}
-    gangs += [Gang(p.job, places[p.job.id], 10**6) for p in extra if p.job.id in places]
+    def start(gangs: list[Gang], wanted: list[Job]) -> list[Gang]:
+        waiting = tuple(Pending(one) for one in wanted)
+        snapshot = Snapshot(10**6, tuple(machines), tuple(gangs), waiting, tuple(projects))
+        places = {decision.job: decision.placement for decision in decide(snapshot) if isinstance(decision, Start)}
+        return [Gang(one, places[one.id], 10**6) for one in wanted if one.id in places]
+
+    # As many gangs as start on the idle cluster; then small ones, where there is room, up to the number wanted.
+    gangs = start([], [job(f"run-{i:05}") for i in range(running)])
+    small = Demand.of(1, CPU=1)
+    missing = range(running - len(gangs))
+    gangs += start(gangs, [Job(f"fill-{i:05}", projects[i % 20].name, small, 10, 0, 3_600_000) for i in missing])
     queue = tuple(Pending(job(f"wait-{i:05}")) for i in range(pending))
     return Snapshot(2 * 10**6, tuple(machines), tuple(gangs), queue, tuple(projects))
 
 
 def settled(snapshot: Snapshot) -> Snapshot:
     """After all that can be started was, and what was evicted has left: the state that a long queue is mostly in."""
-    from dataclasses import replace
-
-    from orchestrator.scheduling import apply
-
     while True:
         decisions = decide(snapshot)
         snapshot = apply(snapshot, decisions)
@@ -228,19 +224,17 @@ def settled(snapshot: Snapshot) -> Snapshot:
 def speed(rounds: int) -> dict[str, Any]:
     """Milliseconds of one `decide`: with nothing to start, and when a gang has just left."""
     first = large_snapshot()
-    begun = time.perf_counter()
+    begun = time.process_time()
     decide(first)
-    crowded_ms = 1e3 * (time.perf_counter() - begun)
+    crowded_ms = 1e3 * (time.process_time() - begun)
     steady = settled(first)
     times: dict[str, list[float]] = {"nothing to do": [], "one gang left": []}
-    from dataclasses import replace
-
     for turn in range(rounds):
         after = replace(steady, gangs=steady.gangs[:turn] + steady.gangs[turn + 1 :])
         for name, snapshot in (("nothing to do", steady), ("one gang left", after)):
-            begun = time.perf_counter()
+            begun = time.process_time()
             decide(snapshot)
-            times[name].append(1e3 * (time.perf_counter() - begun))
+            times[name].append(1e3 * (time.process_time() - begun))
     every = [one for values in times.values() for one in values]
     return {
         "nodes": len(first.nodes),
@@ -281,7 +275,7 @@ def main() -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    table = Table(title="15,000 jobs in simulated time", show_header=False)
+    table = Table(title=f"{result['jobs_done']:,} jobs in simulated time", show_header=False)
     rows = {
         "jobs done": f"{result['jobs_done']:,}",
         "makespan": f"{result['makespan_s']:.1f} s, {result['makespan_over_ideal']:.2f} × ideal",
@@ -289,8 +283,8 @@ def show(result: dict[str, Any]) -> None:
         "mean wait": ", ".join(f"{kind} {wait:.2f} s" for kind, wait in sorted(result["mean_wait_s"].items())),
         "evictions": ", ".join(f"{kind} {count:,}" for kind, count in sorted(result["evictions"].items())) or "none",
         "work thrown away": f"{100 * result['wasted_over_useful']:.1f} % of what was useful",
-        "one decision": f"{result['us_per_decision']['median']:,.0f} µs (99 %: {result['us_per_decision']['p99']:,.0f})",
-        "decisions": f"{result['decisions']:,} in {result['wall_s']:.0f} s",
+        "one decision": "{median:,.0f} µs (99 %: {p99:,.0f})".format(**result["us_per_decision"]),
+        "decisions": f"{result['decisions']:,} in {result['cpu_s']:.0f} s",
     }
     for row in rows.items():
         table.add_row(*row)

@@ -120,7 +120,7 @@ class Books:
 
     def idle_room(self, bundle: Bundle, ever: bool) -> int:
         """How many such bundles the idle cluster holds: now, or `ever`."""
-        key = (bundle.vector.tobytes(), ever)
+        key = (bundle.key, ever)
         if key not in self._idle_room:
             self._idle_room[key] = int(capacities(bundle, self.largest if ever else self.totals).sum())
         return self._idle_room[key]
@@ -149,7 +149,7 @@ class Books:
 
     def unwanted(self, bundle: Bundle) -> NDArray[np.int64]:
         """Kinds of resources that a node has and the bundle does not ask for."""
-        key = (bundle.vector > 0).tobytes()
+        key = bundle.kinds
         if key not in self._unwanted:
             self._unwanted[key] = ((self.totals > 0) & (bundle.vector == 0)).sum(axis=1)
         return self._unwanted[key]

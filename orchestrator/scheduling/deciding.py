@@ -160,9 +160,9 @@ class _Pass:
 
     def _serve(self, line: Line) -> None:
         one, ask, ledger = line.head, line.ask, self._ledger
-        capacity = ledger.capacity(ask)
         allowed = ledger.allows(ask)
-        if allowed and int(capacity.sum()) >= ask.workers:
+        capacity = ledger.capacity(ask) if allowed else None
+        if capacity is not None and int(capacity.sum()) >= ask.workers:
             line.served += 1
             self._start(one, ask, place(ask.workers, capacity, self._books.unwanted(ask.bundle)))
             self._lines.speak_for(ask)

@@ -4,7 +4,7 @@ A gang that starts now and ends at `end` must find room at `now` and at every pr
 promised starts room only grows. So a few *moments* are all that has to be looked at.
 """
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -86,12 +86,15 @@ class Ledger:
 
     def moments_before(self, end_ms: int) -> int:
         """How many promised starts come before `end_ms`."""
-        return bisect_left(self.later, end_ms, key=lambda moment: moment.time_ms)
+        count = 0
+        while count < len(self.later) and self.later[count].time_ms < end_ms:
+            count += 1
+        return count
 
     def capacity(self, ask: Ask) -> NDArray[np.int64]:
         """Bundles that each node holds from now until the gang's end. Do not write into it."""
         count = self.moments_before(ask.end(self.now.time_ms))
-        key = (ask.bundle.vector.tobytes(), count)
+        key = (ask.bundle.key, count)
         seen, held = self._capacity.get(key, (-1, None))
         if held is None:
             held = capacities(ask.bundle, self._lowest(count))

@@ -1,6 +1,7 @@
 """Where the bundles of a gang go. Fit is tested node by node: free resources on two nodes are not one place."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,16 @@ class Bundle:
     amounts: Amounts
     vector: Amounts
     """(resources,)"""
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for equal bundles."""
+        return self.vector.tobytes()
+
+    @cached_property
+    def kinds(self) -> bytes:
+        """The same for bundles that ask for the same resources."""
+        return (self.vector > 0).tobytes()
 
 
 def capacities(bundle: Bundle, free: Amounts) -> NDArray[np.int64]:

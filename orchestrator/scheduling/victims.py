@@ -52,7 +52,7 @@ class Victims:
         if not candidates:
             return False
         ledger = self._books.ledger
-        key = (ask.project, job.priority, reclaims, ask.bundle.vector.tobytes(), ledger.version)
+        key = (ask.project, job.priority, reclaims, ask.bundle.key, ledger.version)
         if key not in self._most:
             soon = ledger.at(self._books.soon_ms)
             for candidate in candidates:
@@ -77,7 +77,7 @@ class Victims:
 
     def _candidates(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Amounts]:
         """In order, with what they hold together (nodes, resources)."""
-        key = (ask.project, job.priority, (ask.bundle.vector > 0).tobytes() if reclaims else None)
+        key = (ask.project, job.priority, ask.bundle.kinds if reclaims else None)
         if key not in self._all:
             found = self._from_others(job, ask) if reclaims else []
             if self._books.quotas.projects[ask.project].preempt_within == "lower_priority":

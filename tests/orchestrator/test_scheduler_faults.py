@@ -143,7 +143,7 @@ def test_no_fault_breaks_a_rule():
     run_state_machine_as_test(
         Faults,
         settings=settings(
-            max_examples=25,
+            max_examples=12,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,

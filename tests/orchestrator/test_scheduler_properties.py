@@ -93,7 +93,7 @@ def snapshots(draw: st.DrawFn, max_pending: int = 6) -> Snapshot:
     return replace(empty, gangs=tuple(gangs), pending=tuple(pending))
 
 
-few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 many = settings(max_examples=4000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
