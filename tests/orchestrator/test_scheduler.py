@@ -152,6 +152,29 @@ def test_the_newest_of_the_lowest_priority_leaves_and_no_more_than_needed():
     assert [sorted(d.victims) for d in evicted] == [["3", "4"]]
 
 
+def test_who_turns_out_not_to_be_needed_stays():
+    running = (
+        Gang(job("small", one(1)), ("a",), 9),
+        Gang(job("high", one(3), 9), ("a",), 0),
+        Gang(job("large", one(4)), ("b",), 1),
+    )
+    evicted = [d for d in check(Snapshot(NOW, TWO, running, (Pending(job("w", one(4), 5)),))) if isinstance(d, Preempt)]
+    assert [d.victims for d in evicted] == [("large",)]
+
+
+def test_lent_quota_is_not_lent_again_while_its_owner_waits():
+    owner = {"quota": Quota({"CPU": 4000}), "reclaim": "never"}
+    projects = tuple(Project(name, **owner) for name in "xyz")
+    borrowed = tuple(
+        Gang(job(f"r{i}", one(1), project="x", limit_ms=600_000), ("abc"[i // 4],), NOW) for i in range(10)
+    )
+    short = Pending(job("short", one(1), project="x", limit_ms=1000))
+    own = tuple(Pending(job(name, one(4), priority, project=name)) for name, priority in (("z", 5), ("y", 0)))
+    nodes = (*TWO, node("c", CPU=4))
+    assert starts(Snapshot(NOW, nodes, borrowed, (short, *own), projects)) == {}
+    assert starts(Snapshot(NOW, nodes, borrowed, (short,), projects)) == {"short": ("c",)}
+
+
 def test_the_places_of_victims_are_kept_for_whom_they_left():
     running = (Gang(job("v", one(4)), ("a",), 0), Gang(job("r", one(4), 9), ("b",), 0))
     snapshot = Snapshot(NOW, TWO, running, (Pending(job("w", one(4), 5)),))
