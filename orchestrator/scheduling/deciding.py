@@ -1,0 +1,261 @@
+"""From a snapshot to decisions: pure, the same for the same snapshot, whatever the order within it.
+
+A pass goes through the queue once. What it decides is then put into the snapshot and the queue is gone through again,
+until there is nothing left to decide: so a second call, once the decisions were carried out, decides nothing.
+"""
+
+from dataclasses import replace
+
+from orchestrator.scheduling.admission import fits_idle, infeasible
+from orchestrator.scheduling.books import Books
+from orchestrator.scheduling.ledger import NEVER, Ask, Holding, Places
+from orchestrator.scheduling.lines import Line, Lines, alike
+from orchestrator.scheduling.placing import place
+from orchestrator.scheduling.reasons import (
+    behind_text,
+    clock,
+    nodes_text,
+    quota_text,
+    reserved_text,
+    victims_text,
+)
+from orchestrator.scheduling.records import (
+    Decision,
+    DropClaim,
+    Gang,
+    Job,
+    Pending,
+    Preempt,
+    Refuse,
+    Snapshot,
+    Start,
+    Wait,
+)
+from orchestrator.scheduling.victims import Victims
+
+
+def decide(snapshot: Snapshot) -> list[Decision]:
+    """All that is to be done now; `Wait` only for jobs whose reason is not the one that they have."""
+    decisions: list[Decision] = []
+    while True:
+        found = _Pass(snapshot)
+        found.run()
+        decisions += found.acts
+        if not found.acts:
+            break
+        snapshot = apply(snapshot, found.acts)
+    return decisions + found.waits
+
+
+def apply(snapshot: Snapshot, decisions: list[Decision]) -> Snapshot:
+    """The snapshot as it is once the decisions were carried out, and no time has passed."""
+    gangs = {gang.job.id: gang for gang in snapshot.gangs}
+    pending = {one.job.id: one for one in snapshot.pending}
+    for decision in decisions:
+        match decision:
+            case Start(job, placement):
+                gangs[job] = Gang(pending.pop(job).job, placement, snapshot.now_ms)
+            case Preempt(for_job, victims, placement):
+                pending[for_job] = replace(pending[for_job], claim=placement)
+                for victim in victims:
+                    gangs[victim] = replace(gangs[victim], leaving_since_ms=snapshot.now_ms)
+            case DropClaim(job):
+                pending[job] = replace(pending[job], claim=None)
+            case Refuse(job):
+                del pending[job]
+            case Wait(job, reason):
+                pending[job] = replace(pending[job], reason=reason, admitted=True)
+    return replace(snapshot, gangs=tuple(gangs.values()), pending=tuple(pending.values()))
+
+
+class _Pass:
+    """The queue gone through once. `acts` changes something, `waits` says why the rest does not start."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._books = Books(snapshot)
+        self._ledger = self._books.ledger
+        self._victims = Victims(self._books)
+        self._reservations_left = snapshot.policy.reservations
+        self._held: list[Ask] = []
+        self._first: Job | None = None
+        self._first_of_project: dict[str, Job] = {}
+        self.acts: list[Decision] = []
+        self.waits: list[Wait] = []
+
+    def run(self) -> None:
+        lines = []
+        claiming = []
+        for group in alike(self._snapshot.pending):
+            ask = self._feasible(group)
+            if ask is None:
+                continue
+            waiting = []
+            for one in group:
+                if one.not_before_ms > self._books.now_ms:
+                    again = clock(one.not_before_ms, self._books.now_ms)
+                    self._say(one, f"tried again at {again}, after a failure")
+                elif one.claim is not None:
+                    claiming.append((one, ask))
+                else:
+                    waiting.append(one)
+            if waiting:
+                lines.append(Line(waiting, ask))
+        lines += self._claims(claiming)
+        self._lines = Lines(self._books, lines)
+        for ask in self._held:
+            self._lines.speak_for(ask)
+        for line in self._lines:
+            self._serve(line)
+
+    def _feasible(self, group: list[Pending]) -> Ask | None:
+        job = group[0].job
+        ask = self._books.ask(job)
+        if ask is not None and fits_idle(ask, self._books, ever=False):
+            return ask
+        now = infeasible(job, self._books, ever=False) or ""
+        never = infeasible(job, self._books, ever=True)
+        for one in group:
+            if never and not one.admitted:
+                self.acts.append(Refuse(one.job.id, never))
+            else:
+                self._say(one, now)
+        return None
+
+    def _say(self, one: Pending, reason: str, reserved_ms: int | None = None, ahead: Job | None = None) -> None:
+        if one.reason != reason:
+            self.waits.append(Wait(one.job.id, reason, reserved_ms, ahead.id if ahead else None))
+
+    def _claims(self, claiming: list[tuple[Pending, Ask]]) -> list[Line]:
+        """Jobs whose victims are leaving or have left come first; a claim that cannot be met makes a line."""
+        dropped = []
+        for one, ask in sorted(claiming, key=lambda c: (-c[0].job.priority, c[0].job.submitted_ms, c[0].job.id)):
+            if not self._claim(one, ask):
+                self.acts.append(DropClaim(one.job.id, "what it was promised is not there"))
+                dropped.append(Line([one], ask))
+        return dropped
+
+    def _claim(self, one: Pending, ask: Ask) -> bool:
+        books, ledger = self._books, self._ledger
+        assert one.claim is not None
+        places = books.places(one.claim) if len(one.claim) == ask.workers else None
+        if places is None:
+            return False
+        capacity = ledger.capacity(ask)
+        if all(capacity[node] >= count for node, count in places) and ledger.allows(ask):
+            self._start(one, ask, places)
+            return True
+        room = ledger.room(ask, books.soon_ms)
+        if not (room.fits() and all(room.capacity[node] >= count for node, count in places)):
+            return False
+        self._hold(ask, places)
+        rows = {node for node, _ in places}
+        leaving = {
+            gang.job.id
+            for gang, holding, _ in books.gangs
+            if gang.leaving_since_ms is not None and rows & set(holding.rows.tolist())
+        }
+        self._say(one, victims_text(leaving) if leaving else "waiting for what it was promised")
+        return True
+
+    def _serve(self, line: Line) -> None:
+        one, ask, ledger = line.head, line.ask, self._ledger
+        allowed = ledger.allows(ask)
+        capacity = ledger.capacity(ask) if allowed else None
+        if capacity is not None and int(capacity.sum()) >= ask.workers:
+            line.served += 1
+            self._start(one, ask, place(ask.workers, capacity, self._books.unwanted(ask.bundle)))
+            self._lines.speak_for(ask)
+            self._lines.put_back(line)
+            return
+        reclaims = self._lines.within_nominal(ask)
+        could = self._victims.could(one.job, ask, reclaims)
+        reserved_ms = None
+        if could or self._reservations_left:
+            until_ms = NEVER if self._reservations_left else self._books.soon_ms
+            reserved_ms = ledger.earliest(ask, until_ms)
+        if could and (reserved_ms is None or reserved_ms > self._books.soon_ms) and self._preempt(line, reclaims):
+            return
+        if reserved_ms is None:
+            self._close(line, allowed)
+            return
+        # A job that starts soon anyway needs no victims, and its room is kept beyond the number of reservations.
+        if not could or reserved_ms > self._books.soon_ms:
+            self._reservations_left -= 1
+        reason = self._why(line, allowed)
+        room = ledger.room(ask, reserved_ms)
+        self._promise(ask, place(ask.workers, room.capacity, self._books.unwanted(ask.bundle)), reserved_ms)
+        self._wait(line, [reason, reserved_text(reserved_ms, self._books.now_ms)], allowed, reserved_ms)
+        self._lines.speak_within_nominal(ask, 1)
+        line.served += 1
+        self._lines.put_back(line)
+
+    def _start(self, one: Pending, ask: Ask, places: Places) -> None:
+        self._ledger.take_now(self._holding(ask, places), min(NEVER, ask.end(self._books.now_ms)))
+        self._books.stays(ask.project, ask.needs)
+        self.acts.append(Start(one.job.id, self._books.placement(places)))
+
+    def _hold(self, ask: Ask, places: Places) -> None:
+        """From now on nobody else gets these places, though victims are still on them."""
+        self._ledger.take_now(self._holding(ask, places), min(NEVER, ask.end(self._books.soon_ms)))
+        self._held.append(ask)
+
+    def _promise(self, ask: Ask, places: Places, start_ms: int) -> None:
+        self._ledger.promise(self._holding(ask, places), start_ms, ask.end(start_ms))
+
+    def _holding(self, ask: Ask, places: Places) -> Holding:
+        return Holding.of(ask.project, ask.bundle, ask.workers, places)
+
+    def _preempt(self, line: Line, reclaims: bool) -> bool:
+        one, ask, books = line.head, line.ask, self._books
+        found = self._victims.choose(one.job, ask, reclaims)
+        if found is None:
+            return False
+        victims, room = found
+        places = place(ask.workers, room.capacity, books.unwanted(ask.bundle))
+        self._victims.gone(victims)
+        for victim in victims:
+            self._ledger.leaves_at(victim.holding, victim.end_ms, min(victim.end_ms, books.soon_ms))
+            books.stays(victim.holding.project, books.needs(victim.gang), -1)
+        self._hold(ask, places)
+        names = tuple(victim.gang.job.id for victim in victims)
+        others = sorted({victim.gang.job.project for victim in victims} - {one.job.project})
+        reason = f"priority {one.job.priority} is higher" if not others else f"borrowed by {', '.join(others)}"
+        self.acts.append(Preempt(one.job.id, names, books.placement(places), reason))
+        self._lines.speak_within_nominal(ask, 1)
+        line.served += 1
+        self._lines.put_back(line)
+        return True
+
+    def _close(self, line: Line, allowed: bool) -> None:
+        """The head cannot start and is promised nothing: so it is with all behind it."""
+        own = self._lines.speak_within_nominal(line.ask, len(line.jobs) - line.served)
+        if own and not allowed:
+            self._ledger.claim_quota(line.ask.project, line.ask.needs, own)
+        why = self._why(line, allowed)
+        self._wait(line, [why], allowed, None)
+        head = line.head.job
+        text = f"{why}; {behind_text(head)}"
+        for one in line.jobs[line.served + 1 :]:
+            if one.reason != text:
+                self._say(one, text, None, head)
+
+    def _why(self, line: Line, allowed: bool) -> str:
+        job, ask, ledger = line.head.job, line.ask, self._ledger
+        if not allowed:
+            names, left = self._books.names, ledger.available_now(ask.project)
+            short = tuple((names[column], need, left[column]) for column, need in ask.needs if need > left[column])
+            if short:
+                return quota_text(job.project, short)
+            return "waiting for quota that jobs ahead were promised"
+        room = self._books.room_now(ask)
+        return nodes_text(job.demand, min(room, ask.workers), kept=room >= ask.workers)
+
+    def _wait(self, line: Line, reason: list[str], allowed: bool, reserved_ms: int | None) -> None:
+        job = line.head.job
+        ahead = self._first if allowed else self._first_of_project.get(job.project, self._first)
+        if ahead:
+            reason.append(behind_text(ahead))
+        self._first = self._first or job
+        self._first_of_project.setdefault(job.project, job)
+        self._say(line.head, "; ".join(reason), reserved_ms, ahead)

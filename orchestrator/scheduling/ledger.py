@@ -1,0 +1,308 @@
+"""What is held when: free resources and quota in use now, and at each start that was promised.
+
+A gang that starts now and ends at `end` must find room at `now` and at every promised start before `end`; between two
+promised starts room only grows. So a few *moments* are all that has to be looked at.
+"""
+
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.scheduling.placing import Amounts, Bundle, capacities
+from orchestrator.scheduling.quota import Needs, Quotas, allows
+
+NEVER = 1 << 61
+"""The end of a gang without a time limit."""
+
+Places = list[tuple[int, int]]
+"""(node, bundles on it)."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a gang holds: `rows` are its nodes, `held` (rows, resources) what it has on each."""
+
+    project: int
+    rows: NDArray[np.int64]
+    held: Amounts
+    total: Amounts
+
+    @classmethod
+    def of(cls, project: int, bundle: Bundle, workers: int, places: Places) -> "Holding":
+        rows = np.array([node for node, _ in places], np.int64)
+        counts = np.array([count for _, count in places], np.int64)
+        return cls(project, rows, counts[:, None] * bundle.vector, workers * bundle.vector)
+
+
+@dataclass
+class Moment:
+    """The state at a point of time, with all that is promised by then."""
+
+    time_ms: int
+    free: Amounts
+    usage: Amounts
+
+    def take(self, holding: Holding, sign: int = 1) -> None:
+        self.free[holding.rows] -= sign * holding.held
+        self.usage[holding.project] += sign * holding.total
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A gang that looks for room."""
+
+    project: int
+    bundle: Bundle
+    workers: int
+    needs: Needs
+    length_ms: int | None
+
+    def end(self, start_ms: int) -> int:
+        # Later than the end of every gang: what may never end fits before no promised start.
+        return NEVER + 1 if self.length_ms is None else start_ms + self.length_ms
+
+
+class Ledger:
+    """The working state of one pass. `take_now`, `promise` and `release_at` change it; all else looks."""
+
+    def __init__(self, quotas: Quotas, now_ms: int, free: Amounts, usage: Amounts) -> None:
+        self.quotas = quotas
+        self.now = Moment(now_ms, free, usage)
+        self.later: list[Moment] = []
+        self._releases: list[tuple[int, Holding]] = []
+        self._promises: list[tuple[int, int, Holding]] = []
+        self._flat: _Flat | None = None
+        self._room: dict[int, Amounts] = {}
+        self._capacity: dict[tuple[bytes, int], tuple[int, NDArray[np.int64]]] = {}
+        self._touched: list[int] = []
+        self._available: dict[tuple[int, int], list[int]] = {}
+        self.version = 0
+        """Grows with every change."""
+        self.claimed_quota = np.zeros_like(usage)
+        """Kept for jobs within nominal that wait for what others borrowed."""
+
+    def moments_before(self, end_ms: int) -> int:
+        """How many promised starts come before `end_ms`."""
+        count = 0
+        while count < len(self.later) and self.later[count].time_ms < end_ms:
+            count += 1
+        return count
+
+    def capacity(self, ask: Ask) -> NDArray[np.int64]:
+        """Bundles that each node holds from now until the gang's end. Do not write into it."""
+        count = self.moments_before(ask.end(self.now.time_ms))
+        key = (ask.bundle.key, count)
+        seen, held = self._capacity.get(key, (-1, None))
+        if held is None:
+            held = capacities(ask.bundle, self._lowest(count))
+        elif seen < len(self._touched):
+            rows = np.array(sorted(set(self._touched[seen:])), np.int64)
+            held[rows] = capacities(ask.bundle, self._lowest(count)[rows])
+        self._capacity[key] = (len(self._touched), held)
+        return held
+
+    def allows(self, ask: Ask) -> bool:
+        """Whether the quota has room from now until the gang's end."""
+        return allows(ask.needs, self.available(ask))
+
+    def available(self, ask: Ask) -> list[int]:
+        """What the project may use more, by resource, from now until the gang's end."""
+        return self._available_until(ask.project, self.moments_before(ask.end(self.now.time_ms)))
+
+    def available_now(self, project: int) -> list[int]:
+        """The same, whatever was promised."""
+        return self._available_until(project, 0)
+
+    def _available_until(self, project: int, count: int) -> list[int]:
+        if (project, count) not in self._available:
+            moments = (self.now, *self.later[:count])
+            each = (self.quotas.available(project, moment.usage + self.claimed_quota) for moment in moments)
+            self._available[project, count] = [min(column) for column in zip(*each, strict=True)]
+        return self._available[project, count]
+
+    def claim_quota(self, project: int, needs: Needs, count: int) -> None:
+        """Nobody who comes later gets what `count` such gangs of the project need."""
+        for column, need in needs:
+            self.claimed_quota[project, column] += count * need
+        self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._available.clear()
+
+    def take_now(self, holding: Holding, end_ms: int) -> None:
+        """A gang starts. One without a limit counts even where all others without a limit are thought to have ended."""
+        for moment in (self.now, *self.later[: self.moments_before(end_ms + (end_ms == NEVER))]):
+            moment.take(holding)
+        self.release_at(holding, end_ms)
+        self._changed()
+        self._touched += holding.rows.tolist()
+        for count, lowest in self._room.items():
+            lowest[holding.rows] = self._lowest_of(count, holding.rows)
+
+    def release_at(self, holding: Holding, time_ms: int) -> None:
+        """A gang that runs is expected to end."""
+        self._releases.append((time_ms, holding))
+        self._flat = None
+
+    def leaves_at(self, holding: Holding, before_ms: int, time_ms: int) -> None:
+        """A gang that was expected to end at `before_ms` goes at `time_ms` already."""
+        self._releases = [one for one in self._releases if one[1] is not holding]
+        for moment in self.later:
+            if time_ms <= moment.time_ms < before_ms:
+                moment.take(holding, -1)
+        self.release_at(holding, time_ms)
+        self._forget()
+
+    def promise(self, holding: Holding, start_ms: int, end_ms: int) -> None:
+        """A start that nothing lower may delay."""
+        new = all(moment.time_ms != start_ms for moment in self.later)
+        if new:
+            insort(self.later, self.at(start_ms), key=lambda moment: moment.time_ms)
+        for moment in self.later:
+            if start_ms <= moment.time_ms < end_ms:
+                moment.take(holding)
+        if new and start_ms >= NEVER:
+            self._stay_beside(self.later[-1])
+        self._promises.append((start_ms, end_ms, holding))
+        self._forget()
+
+    def _stay_beside(self, moment: Moment) -> None:
+        """Of the gangs without a limit only those must end that the promised start needs to: others are still there."""
+        for time, holding in self._releases:
+            if time >= NEVER and (moment.free[holding.rows] >= holding.held).all():
+                moment.take(holding)
+
+    def at(self, time_ms: int) -> Moment:
+        """The state then, if nothing starts but what was promised."""
+        flat = self._flattened()
+        moment = Moment(time_ms, self.now.free.copy(), self.now.usage.copy())
+        flat.release(bisect_right(flat.times, time_ms), moment)
+        for start_ms, end_ms, holding in self._promises:
+            if start_ms <= time_ms < end_ms:
+                moment.take(holding)
+        return moment
+
+    def room(self, ask: Ask, start_ms: int, without: Sequence[tuple[Holding, int]] = ()) -> "Room":
+        """What a gang finds that starts at `start_ms`, once the holdings in `without` (with their ends) are gone."""
+        last = self.moments_before(ask.end(start_ms))
+        first = bisect_right(self.later, start_ms, key=lambda moment: moment.time_ms)
+        room = Room(self, ask, [self.at(start_ms), *self.later[first:last]])
+        room.give(without)
+        return room
+
+    def earliest(self, ask: Ask, until_ms: int) -> int | None:
+        """When the gang fits, from the ends of what runs and is promised; NEVER: once those without a limit end.
+
+        Exact as long as nothing is promised; then, of the times before the last promised start, the first 64 that are
+        possible at all are looked at.
+        """
+        flat = self._flattened()
+        times = sorted({time for time in flat.times if time <= until_ms} | self._ends(until_ms))
+        settled = bisect_right(times, self.later[-1].time_ms) if self.later else 0
+        unhindered = self._first(times, settled, len(times), ask)
+        if settled:
+            possible = self._first(times, 0, settled, ask, promises=False)
+            for time in times[possible : min(settled, possible + 64)]:
+                if self.room(ask, time).fits():
+                    return time
+        return times[unhindered] if unhindered < len(times) else None
+
+    def _first(self, times: Sequence[int], low: int, high: int, ask: Ask, promises: bool = True) -> int:
+        """By halving, where room only grows."""
+        while low < high:
+            middle = (low + high) // 2
+            if promises:
+                fits = self.room(ask, times[middle]).fits()
+            else:
+                moment = Moment(times[middle], self.now.free.copy(), self.now.usage.copy())
+                flat = self._flattened()
+                flat.release(bisect_right(flat.times, times[middle]), moment)
+                fits = Room(self, ask, [moment]).fits()
+            low, high = (low, middle) if fits else (middle + 1, high)
+        return low
+
+    def _ends(self, until_ms: int) -> set[int]:
+        return {end for _, end, _ in self._promises if end <= until_ms}
+
+    def _flattened(self) -> "_Flat":
+        if self._flat is None:
+            self._flat = _Flat(self._releases)
+        return self._flat
+
+    def _lowest(self, count: int) -> Amounts:
+        if count == 0:
+            return self.now.free
+        if count not in self._room:
+            self._room[count] = self._lowest_of(count, slice(None))
+        return self._room[count]
+
+    def _lowest_of(self, count: int, rows: NDArray[np.int64] | slice) -> Amounts:
+        lowest: Amounts = self.now.free[rows].copy()
+        for moment in self.later[:count]:
+            np.minimum(lowest, moment.free[rows], out=lowest)
+        return lowest
+
+    def _forget(self) -> None:
+        self._room.clear()
+        self._capacity.clear()
+        self._touched.clear()
+        self._changed()
+
+
+class _Flat:
+    """Releases in the order of time, so that many are added in one step."""
+
+    def __init__(self, releases: Iterable[tuple[int, Holding]]) -> None:
+        ordered = sorted(releases, key=lambda one: one[0])
+        self.times = [time for time, _ in ordered]
+        sizes = [len(holding.rows) for _, holding in ordered]
+        self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        if ordered:
+            self.rows = np.concatenate([holding.rows for _, holding in ordered])
+            self.held = np.concatenate([holding.held for _, holding in ordered])
+            self.projects = np.array([holding.project for _, holding in ordered], np.int64)
+            self.totals = np.stack([holding.total for _, holding in ordered])
+
+    def release(self, count: int, moment: Moment) -> None:
+        if count:
+            end = self.offsets[count]
+            np.add.at(moment.free, self.rows[:end], self.held[:end])
+            np.subtract.at(moment.usage, self.projects[:count], self.totals[:count])
+
+
+class Room:
+    """What a gang would find at a start and at the promised starts until its end, while victims come and go."""
+
+    def __init__(self, ledger: Ledger, ask: Ask, moments: Sequence[Moment]) -> None:
+        self._quotas = ledger.quotas
+        self._claimed = ledger.claimed_quota
+        self._ask = ask
+        self._times = [moment.time_ms for moment in moments]
+        self._free = np.stack([moment.free for moment in moments])
+        self._usage = np.stack([moment.usage for moment in moments])
+        self.capacity = capacities(ask.bundle, self._free.min(axis=0))
+        self.total = int(self.capacity.sum())
+
+    def fits(self) -> bool:
+        return self.total >= self._ask.workers and all(
+            allows(self._ask.needs, self._quotas.available(self._ask.project, usage + self._claimed))
+            for usage in self._usage
+        )
+
+    def give(self, holdings: Iterable[tuple[Holding, int]], sign: int = 1) -> None:
+        """Holdings that end at the given times are gone from the start on (sign −1: they are there after all)."""
+        touched: set[int] = set()
+        for holding, end_ms in holdings:
+            for index, time in enumerate(self._times):
+                if time < end_ms:
+                    self._free[index, holding.rows] += sign * holding.held
+                    self._usage[index, holding.project] -= sign * holding.total
+            touched.update(holding.rows.tolist())
+        if touched:
+            rows = np.array(sorted(touched), np.int64)
+            self.capacity[rows] = capacities(self._ask.bundle, self._free[:, rows].min(axis=0))
+            self.total = int(self.capacity.sum())
