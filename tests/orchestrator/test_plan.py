@@ -714,12 +714,12 @@ def test_planning_imports_nothing_heavy(kind: str, tmp_path: Path) -> None:
 
 class TestElastic:
     def test_each_number_of_workers_with_a_legal_layout_has_one(self, storage: Storage) -> None:
-        plan = plan_job(spec_of({"resources.workers": [1, 4]}), storage)
+        plan = plan_job(spec_of({"resources.workers": [1, 7]}), storage)
         sizes = [layout.size for layout in planned_layouts(plan)]
-        assert sizes == [4, 2, 1]  # 32 samples do not divide over three
-        assert (plan.demand.fewest_workers, plan.demand.workers) == (1, 4)
+        assert sizes == [6, 4, 3, 2, 1]  # 32 samples, three blocks and two channels do not divide over five or seven
+        assert (plan.demand.fewest_workers, plan.demand.workers) == (1, 6)
         text = "\n".join(plan_lines(plan))
-        assert "1 to 4 × (1 CPU" in text
+        assert "1 to 6 × (1 CPU" in text
         assert "fewer    2 workers" in text
 
     def test_the_result_does_not_depend_on_it(self, storage: Storage) -> None:
@@ -728,8 +728,8 @@ class TestElastic:
         assert fixed.hashes == elastic.hashes
 
     def test_a_range_without_a_legal_layout(self, storage: Storage) -> None:
-        with pytest.raises(SpecError, match="no number of workers from 5 to 7 has a legal layout") as caught:
-            plan_job(spec_of({"resources.workers": [5, 7]}), storage)
+        with pytest.raises(SpecError, match="no number of workers from 17 to 19 has a legal layout") as caught:
+            plan_job(spec_of({"resources.workers": [17, 19]}), storage)
         assert caught.value.problems[0].path == "resources.workers"
 
     def test_a_layout_of_ones_own_is_for_one_number_of_workers(self) -> None:
