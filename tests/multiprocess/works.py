@@ -153,17 +153,20 @@ def memory_of(context: Context, request: Weighed) -> dict[str, int]:
 
 
 def memory_of_division(context: Context, request: tuple[Path, ParallelLayout, tuple[int, ...]]) -> dict[str, int]:
-    """Bytes of this rank's live tensors once its part of a stored model is read, and their peak meanwhile."""
+    """Bytes of this rank's part of a stored model, and the peak of what was allocated while it was read.
+
+    The part's own storages, views as what they keep alive: other tests' remains may go meanwhile.
+    """
     folder, layout, block_costs = request
     warm_up(context)
     gc.collect()
-    before = live_tensor_bytes()
     mesh = Mesh(layout, context.rank)
     stored = StoredModel(folder)  # maps the file, which the profiler would take for memory
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         part = DividedModel(stored, mesh, block_costs)
-    gc.collect()
-    resident = live_tensor_bytes() - before
+    tensors = [*part.module.parameters(), *part.module.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    resident = sum(storages.values())
     assert all(parameter.device.type != "meta" for parameter in part.module.parameters())
     mesh.close()
     return {"resident": resident, "peak": _highest(profiler)}
