@@ -77,16 +77,21 @@ def events(storage: Path) -> list[dict[str, Any]]:
     return [event for path in storage.glob("*/events.jsonl") for event in read_lines(path)]
 
 
+def environment_of(cluster: LocalCluster) -> dict[str, str]:
+    """Of a process that knows this cluster alone, whatever Ray this one is connected to."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return own | cluster.client_environment
+
+
 class Driven:
     """A run on the cluster, in a process of its own, with verbs for what befalls it."""
 
     def __init__(self, cluster: LocalCluster, storage: Path, *words: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.cluster, self.storage = cluster, storage
         self.seen = len(events(storage))
         self.process = subprocess.Popen(
             [*THRESHER, *words, "--runs", str(storage), "--address", cluster.address],
-            env=environment | cluster.client_environment,
+            env=environment_of(cluster),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -150,7 +155,7 @@ def drive(cluster: LocalCluster) -> Iterator[Callable[..., Driven]]:
 def nothing_is_left(cluster: LocalCluster) -> None:
     """No worker, no actor and no placement group; Ray needs a moment for those of a driver that was killed."""
     script = CENSUS.format(address=cluster.address, dashboard=cluster.dashboard)
-    environment = os.environ | cluster.client_environment
+    environment = environment_of(cluster)
     deadline = time.monotonic() + 30
     while True:
         asked = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
