@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Progress:
     t: float
 
 
-class Contender:
+class Contender(ABC):
     """One of the two, in a session of its own."""
 
     name: str
@@ -61,11 +62,13 @@ class Contender:
         log = (folder / "log").open("w", encoding="utf-8")
         self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True)
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """What starts it."""
 
+    @abstractmethod
     def progress(self) -> list[Progress]:
-        raise NotImplementedError
+        """The steps that it has told of."""
 
     def workers(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):

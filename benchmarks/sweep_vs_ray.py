@@ -159,7 +159,12 @@ def tune_with(trainable: Any, trials: int, *, reuse: bool = False) -> dict[str, 
             trainable,
             param_space={"lr": tune.loguniform(1e-4, 1e-1)},
             tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=2, reuse_actors=reuse),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[Ticking()]),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                callbacks=[Ticking()],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False) if reuse else None,
+            ),
         ).fit()
     ray.shutdown()
     return clock.figures()

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SETTLE_S = 5.0
-"""How long members that are still busy with a work that has failed elsewhere are waited for."""
+_SETTLE_S = 10.0
+"""How long members that are still busy with a work that has failed elsewhere are waited for: then they are replaced."""
 _LOOK_FOR_ROOM_S = 1.0
 """Between two looks for room to start members in."""
 _LATECOMERS_S = 3.0

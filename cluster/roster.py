@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KILL_TIMEOUT_S = 10.0
-_PING_TIMEOUT_S = 5.0
+_PING_TIMEOUT_S = 15.0
+"""Long: the living answer at once and the dead by an error, and one that is only slow must not be replaced."""
 _POLL_S = 0.02
 _MORE_ROOM_S = 1.0
 """How long an elastic gang waits for room beyond its smallest size before it starts."""

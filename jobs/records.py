@@ -310,7 +310,7 @@ class JobPlan(Record):
     model: ModelSummary
     stages: tuple[StagePlan, ...]
     layout: dict[str, Any]
-    elsewise: tuple[dict[str, Any], ...] = ()
+    smaller_layouts: tuple[dict[str, Any], ...] = ()
     """Of an elastic job: its layouts for fewer workers, most workers first."""
     alternatives: tuple[LayoutAlternative, ...]
     batch: dict[str, int]

@@ -23,12 +23,12 @@ class Recipe:
     layout: ParallelLayout = field(default_factory=ParallelLayout)
     micro_batch: int | None = None
     nvme_path: str | None = None
-    elsewise: tuple[ParallelLayout, ...] = ()
+    smaller_layouts: tuple[ParallelLayout, ...] = ()
     """Of an elastic job: the layouts for other numbers of workers."""
 
     def of_size(self, workers: int) -> "Recipe":
         """With the layout for a group of so many workers. Raises SpecError if there is none."""
-        for layout in (self.layout, *self.elsewise):
+        for layout in (self.layout, *self.smaller_layouts):
             if layout.size == workers:
                 return replace(self, layout=layout)
         raise SpecError.at(

@@ -134,7 +134,7 @@ def choose_layout(
 
 def planned_layouts(plan: JobPlan) -> tuple[ParallelLayout, ...]:
     """A plan's layout for each number of workers that the job may have, most first."""
-    return tuple(ParallelLayout(**layout) for layout in (plan.layout, *plan.elsewise))
+    return tuple(ParallelLayout(**layout) for layout in (plan.layout, *plan.smaller_layouts))
 
 
 def available_bytes(memory_bytes: int, workers: int) -> int:

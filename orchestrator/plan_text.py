@@ -72,7 +72,7 @@ def _elastic(plan: JobPlan) -> list[tuple[str, str]]:
             f"{layout['data'] * layout['tensor'] * layout['pipeline']} workers: data {layout['data']} × tensor "
             f"{layout['tensor']} × pipeline {layout['pipeline']}, ZeRO {layout['zero_stage']}",
         )
-        for layout in plan.elsewise
+        for layout in plan.smaller_layouts
     ]
 
 

@@ -79,7 +79,7 @@ class Stages:
         dataset: folder of the prepared data set; its name is the fingerprint.
         group: gives the workers; called when the first stage really has to run.
         layouts: as planned; of an elastic job for each number of workers, most first.
-        grace_s: how long a training that is told to end has for its checkpoint.
+        retry: how many losses of workers a stage outlives, and how long a training has for its last checkpoint.
         on_report: gets what the work reports while it runs.
         on_stage: gets (name, manifest, reused) of each stage that is complete.
         should_stop: asked while work runs; True ends it early.
@@ -410,7 +410,7 @@ class Stages:
             data=spec.data,
             metric=spec.metric,
             layout=self.layouts[0],
-            elsewise=tuple(self.layouts[1:]),
+            smaller_layouts=tuple(self.layouts[1:]),
             micro_batch=self.micro_batch,
             nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
         )

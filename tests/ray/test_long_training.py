@@ -243,8 +243,7 @@ def test_an_elastic_run_shrinks_with_the_cluster_and_grows_with_it(cluster, driv
     run.wait_for_step(200)
     lost = max(cluster.nodes)
     cluster.kill_node(lost)
-    # Two, as a rule; a survivor that does not end its work within five seconds on a busy machine is replaced as well.
-    assert run.wait_for(lambda event: event["event"] == "resize")["workers"] < 3
+    assert run.wait_for(lambda event: event["event"] == "resize")["workers"] == 2
     cluster.add_node()
     run.wait_for(lambda event: event["event"] == "resize" and event["workers"] == 3)
     errors = run.end()
