@@ -8,14 +8,14 @@ its place, or without it if the gang is elastic.
 import logging
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import ray
 
 from cluster.member import Place
 from cluster.roster import Entry, Roster, answers
-from cluster.session import GangSession, Peer
+from cluster.session import Peer
+from cluster.warm import WarmGroup
 from jobs.errors import WorkerLost
 
 if TYPE_CHECKING:
@@ -36,14 +36,11 @@ _NODE_LOSS_NOTICED_S = 30.0
 _POLL_S = 0.05
 
 
-class Gang:
+class Gang(WarmGroup):
     """Workers with a slot each; a context manager that leaves nothing behind.
 
     >>> with Gang(workers=2, warm_up=set_up_process_groups) as gang:
     ...     session = gang.start(train, request)
-
-    A work that failed may leave members dead, or waiting for a dead peer: the next `start` notices and rebuilds
-    the gang first, so that every work begins in members that are alive and idle.
 
     Each worker's environment holds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT as
     torchrun would set them; ranks on the same node are neighbours. They change when the gang forms anew.
@@ -82,14 +79,10 @@ class Gang:
             WorkerLost: a worker died while it started, or did not start in time.
             ThresherError: `warm_up`'s own error.
         """
+        super().__init__(silence_timeout_s, stall_timeout_s)
         self._sizes = (workers,) if isinstance(workers, int) else tuple(workers)
         self._warm_up = warm_up
         self._startup_timeout_s = startup_timeout_s
-        self._silence_timeout_s = silence_timeout_s
-        self._stall_timeout_s = stall_timeout_s
-        self._peers: list[Peer] = []
-        self._session: GangSession | None = None
-        self._num_works = 0
         self._looked_at = 0.0
         started = time.monotonic()
         self._roster = Roster(
@@ -106,19 +99,6 @@ class Gang:
     @property
     def size(self) -> int:
         return len(self._peers)
-
-    def start(self, work: "Work", request: Any) -> GangSession:
-        """Starts a work in every worker. See the class about a gang that is not whole.
-
-        Raises RuntimeError while the work before has neither ended nor been stopped.
-        """
-        if self._session is not None and not self._session.ended():
-            raise RuntimeError("the gang is still at work; a gang runs one work at a time")
-        if not self._whole():
-            logger.info("rebuilding the gang: a member is dead or busy with a work that has failed")
-            self.rebuild()
-        self._session = self._begin(work, request)
-        return self._session
 
     def rebuild(self) -> None:
         """Makes the gang whole again: replaces the members that are lost or stuck, and has the others form a new group.
@@ -153,30 +133,10 @@ class Gang:
         self._peers, self._session = [], None
         self._roster.release()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _whole(self) -> bool:
         return bool(self._peers) and (self._session is None or self._session.idle(_SETTLE_S))
-
-    def _begin(self, work: "Work", request: Any) -> GangSession:
-        self._num_works += 1
-        return GangSession(
-            self._peers,
-            self._num_works,
-            work,
-            request,
-            silence_timeout_s=self._silence_timeout_s,
-            stall_timeout_s=self._stall_timeout_s,
-            abandon=self._abandon,
-        )
 
     def _abandon(self) -> None:
         self._roster.dismiss_all()

@@ -13,8 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle
@@ -23,7 +22,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.host import Entry, Host, Settings
 from cluster.placement import bundles, release, reserve
-from cluster.session import GangSession, Peer, describe
+from cluster.session import Peer, describe
+from cluster.warm import WarmGroup
 from jobs.errors import WorkerLost
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Fit:
     storage: str
 
 
-class TrainGroup:
+class TrainGroup(WarmGroup):
     """Workers in one run of Ray Train; a context manager that leaves nothing behind.
 
     >>> with TrainGroup(workers=2, warm_up=set_up_process_groups) as group:
@@ -99,17 +99,13 @@ class TrainGroup:
 
         Raises ValueError for several sizes: Ray Train would begin anew in whatever size the cluster has room for.
         """
+        super().__init__(silence_timeout_s, stall_timeout_s)
         (self._workers,) = (workers,) if isinstance(workers, int) else workers
         self._demand = bundles(self._workers, cpus_per_worker, gpus_per_worker)
         self._resources = (cpus_per_worker, gpus_per_worker)
         self._warm_up = warm_up
         self._startup_timeout_s = startup_timeout_s
-        self._silence_timeout_s = silence_timeout_s
-        self._stall_timeout_s = stall_timeout_s
         self._fit: _Fit | None = None
-        self._peers: list[Peer] = []
-        self._session: GangSession | None = None
-        self._num_works = 0
         self.queued_s = 0.0
         """How long the group waited for room when it started first."""
         started = time.monotonic()
@@ -121,22 +117,9 @@ class TrainGroup:
     def size(self) -> int:
         return self._workers
 
-    def start(self, work: "Work", request: Any) -> GangSession:
-        """Starts a work in every worker. See the class about a group that is not whole.
-
-        Raises RuntimeError while the work before has neither ended nor been stopped.
-        """
-        if self._session is not None and not self._session.ended():
-            raise RuntimeError("the group is still at work; a group runs one work at a time")
-        if not self._whole():
-            logger.info("rebuilding the group: a worker is dead or busy with a work that has failed")
-            self.rebuild()
-        self._session = self._begin(work, request)
-        return self._session
-
     def rebuild(self) -> None:
         """Ends what is left of the run of Ray Train and starts another. Raises as the constructor does."""
-        self._end()
+        self._abandon()
         self._await_room()
         self._form()
 
@@ -146,15 +129,7 @@ class TrainGroup:
     def stop(self) -> None:
         """Ends the run of Ray Train with every worker, and waits until they are gone."""
         if ray.is_initialized():
-            self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+            self._abandon()
 
     # --- inside ------------------------------------------------------------------------------------------------
 
@@ -185,10 +160,10 @@ class TrainGroup:
                 self._session = self._begin(self._warm_up, None)
                 self._session.result(deadline - time.monotonic())
         except TimeoutError as error:
-            self._end()
+            self._abandon()
             raise WorkerLost(f"warm-up took longer than {self._startup_timeout_s:g} s") from error
         except BaseException:
-            self._end()
+            self._abandon()
             raise
 
     def _launch(self) -> _Fit:
@@ -230,19 +205,7 @@ class TrainGroup:
         except RayError as error:
             raise WorkerLost(f"the workers could not start: {describe(error)}") from error
 
-    def _begin(self, work: "Work", request: Any) -> GangSession:
-        self._num_works += 1
-        return GangSession(
-            self._peers,
-            self._num_works,
-            work,
-            request,
-            silence_timeout_s=self._silence_timeout_s,
-            stall_timeout_s=self._stall_timeout_s,
-            abandon=self._end,
-        )
-
-    def _end(self) -> None:
+    def _abandon(self) -> None:
         """Ends the run: in good order if all workers are idle, else by force."""
         fit, session = self._fit, self._session
         self._fit, self._peers, self._session, self._num_works = None, [], None, 0
