@@ -1,4 +1,5 @@
 # make demo    set up, then run examples/digits.yaml to its report
+# make fast    set up, then the tests that take seconds, on two cores
 # make slow    the tests that take minutes each
 # make parity  every layout against one process, and the tables of docs/layouts.md
 # make test    set up, then everything that must hold: style, types, import directions, tests
@@ -6,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FAST := tests/jobs tests/cluster tests/orchestrator
 
 .PHONY: install demo test check fast slow parity bench clean
 
@@ -28,10 +30,11 @@ check: install
 	$(BIN)/lint-imports
 
 fast: install
-	$(BIN)/python -m pytest -q tests/jobs tests/cluster tests/orchestrator
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(FAST)
 
-test: check
-	$(BIN)/python -m pytest -q
+# What is not in FAST starts processes of its own for all cores, so it comes afterwards, one test at a time.
+test: check fast
+	$(BIN)/python -m pytest -q $(FAST:%=--ignore=%)
 
 slow: install
 	$(BIN)/python -m pytest -q -m slow --timeout 1200

@@ -1,6 +1,12 @@
-"""What all tests share: tests marked `gpu` run only where there is an accelerator."""
+"""What all tests share: one thread a process, and tests marked `gpu` run only where there is an accelerator."""
+
+import os
 
 import pytest
+
+# Models this small only wait for one another's threads, and tests run on several processes. Before torch is imported:
+# its libraries read this once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,7 +29,11 @@ def warm_up(context: Context, request: Any = None) -> None:
     """
     torch.set_num_threads(context.num_threads)
     _quiet()
-    from deepspeed import comm, init_distributed
+    from deepspeed import comm, init_distributed, ops
+
+    # A kernel for inference that nothing here calls: DeepSpeed would compile it for most of a minute when a machine
+    # first forms a group, and wait without end for the build of a process that was killed.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     if comm.is_initialized():
         if os.environ.get(_FORMED) in (None, _seat()):

@@ -22,7 +22,8 @@ from cluster.connect import Connection, connect
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
+# Of this package, not of the session: whoever comes afterwards must find a process that is not connected.
+@pytest.fixture(scope="package")
 def local_ray() -> Iterator[Connection]:
     """Ray on this machine, with four CPUs to give away, whatever the machine has."""
     with pytest.MonkeyPatch.context() as patch:
