@@ -37,6 +37,7 @@ DIGITS: dict[str, Any] = {
     "search": {
         "trials": 3,
         "compress_trials": 2,
+        "concurrency": 2,
         "space": {
             "train.optimizer.lr": {"loguniform": [1e-3, 3e-2]},
             "compress.prune.ratio": {"uniform": [0.3, 0.6]},
@@ -165,30 +166,35 @@ def test_a_changed_file_does_not_verify(storage: Path, searched: RunReport, tmp_
         artifacts.verify(folder)
 
 
-def test_one_and_two_workers_give_the_same_losses(tmp_path: Path):
-    # Smooth, and without Adam: nothing that rounding alone could tip over.
-    smooth = {"model.args.activation": "gelu", "train.optimizer": {"name": "sgd", "lr": 0.1}}
-    base = JobSpec.parse(DIGITS | {"search": None, "compress": {}}).replace(smooth)
-    losses = []
-    for workers in (1, 2):
-        report = run(base.replace({"resources.workers": workers}), runs=tmp_path / str(workers))
-        digest = next(s["hash"] for s in report.stages if s["name"] == "train")
-        losses.append(read_json(tmp_path / str(workers) / "stages" / digest / "history.json")["losses"])
-    assert losses[0][-1] < 0.5 * losses[0][0]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+# Smooth, and without Adam: nothing that rounding alone could tip over.
+SMOOTH: dict[str, Any] = {
+    **{key: value for key, value in DIGITS.items() if key != "search"},
+    "model": {"name": "mlp", "args": {"hidden": [64, 32], "activation": "tanh", "dropout": 0.1}},
+    "train": {"steps": 60, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.2}},
+    "compress": {},
+}
 
 
-def test_tensor_peers_train_what_one_worker_trains_and_the_rest_of_the_job_follows(tmp_path: Path):
-    document = {key: value for key, value in DIGITS.items() if key != "search"}
-    document["train"] = {"steps": 40, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.05}}
-    document["model"] = {"name": "mlp", "args": {"hidden": [64, 32], "activation": "tanh", "dropout": 0.1}}
-    document["compress"] = {"prune": {"round_to": 2, "recover": {"epochs": 1}}}
-    document["compress"]["quantize"] = {"schemes": ["int8_dynamic"]}
-    one = run(JobSpec.parse(document), runs=tmp_path / "one")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> list[float]:
+    """The losses of one worker."""
+    folder = tmp_path_factory.mktemp("alone")
+    return losses(run(JobSpec.parse(SMOOTH), runs=folder), folder)
+
+
+def test_one_and_two_workers_give_the_same_losses(alone: list[float], tmp_path: Path):
+    two = run(JobSpec.parse({**SMOOTH, "resources": {"workers": 2}}), runs=tmp_path)
+    assert two.layout["data"] == 2
+    assert alone[-1] < 0.5 * alone[0]
+    np.testing.assert_allclose(losses(two, tmp_path), alone, rtol=1e-4)
+
+
+def test_tensor_peers_train_what_one_worker_trains_and_the_rest_of_the_job_follows(alone: list[float], tmp_path: Path):
+    compress = {"prune": {"round_to": 2, "recover": {"epochs": 1}}, "quantize": {"schemes": ["int8_dynamic"]}}
     layout = {"layout": {"tensor": 2}, "resources": {"workers": 2}}
-    two = run(JobSpec.parse({**document, **layout}), runs=tmp_path / "two")
+    two = run(JobSpec.parse({**SMOOTH, **layout, "compress": compress}), runs=tmp_path)
     assert two.layout["tensor"] == 2
-    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
+    np.testing.assert_allclose(losses(two, tmp_path), alone, rtol=1e-4)
     assert {a.name for a in two.artifacts} == {"dense", "dense-int8_dynamic", "pruned", "pruned-int8_dynamic"}
 
 
@@ -213,8 +219,11 @@ def test_a_language_model_in_a_pipeline_goes_through_all_stages(tmp_path: Path):
     assert smallest.measurement.bytes < dense.measurement.bytes
 
 
-def losses(report: RunReport) -> list[float]:
-    return [row["loss"] for row in report.curves["train"] if row["split"] == "validation"]
+def losses(report: RunReport, storage: Path) -> list[float]:
+    """Of each step of the training."""
+    digest = next(stage["hash"] for stage in report.stages if stage["name"] == "train")
+    found: list[float] = read_json(storage / "stages" / digest / "history.json")["losses"]
+    return found
 
 
 def test_a_joint_search_trains_and_compresses_in_one_trial(tmp_path: Path):
@@ -222,6 +231,7 @@ def test_a_joint_search_trains_and_compresses_in_one_trial(tmp_path: Path):
         {
             "search.mode": "joint",
             "search.trials": 2,
+            "search.concurrency": 1,
             "search.algorithm": "random",
             "search.scheduler": "none",
             "train.epochs": 2,
@@ -237,6 +247,7 @@ def test_several_winners_each_with_their_own_family(tmp_path: Path):
     spec = JobSpec.parse(DIGITS).replace(
         {
             "search.trials": 2,
+            "search.concurrency": 1,
             "search.winners": 2,
             "search.objectives": {"metric": "max"},
             "search.algorithm": "grid",
@@ -315,6 +326,7 @@ def test_a_search_whose_trials_all_fail_counts_the_causes(tmp_path: Path):
             "search.space": {"train.optimizer.lr": {"uniform": [90.0, 100.0]}},
             "search.objectives": {"metric": "max"},
             "search.trials": 2,
+            "search.concurrency": 1,
         }
     )
     with pytest.raises(JobFailed, match=r"none of the 2 trials completed: .*loss is"):
