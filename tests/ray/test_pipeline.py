@@ -183,7 +183,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, local_ray: object) -> list[f
 
 
 def test_one_and_two_workers_give_the_same_losses(alone: list[float], tmp_path: Path):
-    two = run(JobSpec.parse({**SMOOTH, "resources": {"workers": 2}}), runs=tmp_path)
+    two = run(JobSpec.parse({**SMOOTH, "layout": {"data": 2}, "resources": {"workers": 2}}), runs=tmp_path)
     assert two.layout["data"] == 2
     assert alone[-1] < 0.5 * alone[0]
     np.testing.assert_allclose(losses(two, tmp_path), alone, rtol=1e-4)
