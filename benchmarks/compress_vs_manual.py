@@ -14,6 +14,7 @@ and by the interval of the latencies' ratio (within 2 % they are equal). Exit co
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,9 +81,8 @@ def fine_tune(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, s
     started = time.perf_counter()
     spent = [_epoch(model, optimizer, x, y)]  # at the full rate; how long one takes decides how many there are
     total = max(epochs, 1 + round((seconds - spent[0]) / spent[0]))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-    for _ in range(total - 1):
-        schedule.step()
+    for epoch in range(1, total):
+        optimizer.param_groups[0]["lr"] = LR * (1 + math.cos(math.pi * epoch / total)) / 2
         spent.append(_epoch(model, optimizer, x, y))
     sys.stderr.write(f"  by hand: {total} epochs in {time.perf_counter() - started:.0f} s\n")
     model.to(memory_format=torch.contiguous_format).eval()
@@ -115,7 +115,14 @@ def quantized(model: nn.Module, calibration: np.ndarray, folder: Path) -> Path:
     example = (torch.from_numpy(calibration[:2]),)
     shapes = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
-        model, example, source, input_names=["input"], dynamo=True, dynamic_shapes=shapes, external_data=False
+        model,
+        example,
+        source,
+        input_names=["input"],
+        dynamo=True,
+        dynamic_shapes=shapes,
+        external_data=False,
+        verbose=False,
     )
     quantize_static(source, target, Reader())
     return target
