@@ -4,7 +4,7 @@ Times are milliseconds since 1970 of the service's database. Keys that a client 
 an older client reads a newer service.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,7 @@ class Attempt(Shape):
     number: int
     submission_id: str
     state: Literal["PLANNED", "SUBMITTED", "ALIVE", "ENDED", "LOST"]
+    action: Literal["run", "resume"] = "run"
     placement: tuple[str, ...]
     """The node of each worker."""
     planned_ms: int
@@ -84,6 +85,7 @@ class Job(Shape):
     run_dir: str | None = None
     has_code: bool = False
     resumes: str | None = None
+    submitted_by: str | None = None
     cancel_requested_by: str | None = None
     failures: tuple[str, ...] = ()
     attempt: Attempt | None = None
@@ -172,6 +174,8 @@ class ModelVersion(Shape):
     spec_hash: str
     dataset: str | None = None
     """Fingerprint of the data."""
+    lineage: dict[str, Any] = Field(default_factory=dict)
+    """What it came from, beyond job and spec: parent, stage, recipe."""
     measurement: dict[str, Any] = Field(default_factory=dict)
     files: tuple[File, ...] = ()
     created_ms: int
@@ -181,14 +185,20 @@ class ModelPage(Shape):
     models: tuple[ModelVersion, ...]
 
 
+Amounts = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]{0,63}$")], Annotated[float, Field(ge=0, le=1e12)]],
+    Field(max_length=32),
+]
+
+
 class Quota(Shape):
     """What a project owns of its pool, by Ray's names; a resource that `nominal` does not name is not limited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nominal: dict[str, float]
-    borrowing_limit: dict[str, float] | None = None
-    lending_limit: dict[str, float] | None = None
+    nominal: Amounts
+    borrowing_limit: Amounts | None = None
+    lending_limit: Amounts | None = None
 
 
 class ProjectSettings(Shape):
@@ -248,3 +258,21 @@ class ClusterState(Shape):
     jobs: dict[str, int] = Field(default_factory=dict)
     """How many live jobs there are, by state; of the caller's projects."""
     detail: str = ""
+
+
+class RefusedProblem(Shape):
+    path: str
+    message: str
+    value: Any = None
+    allowed: str | None = None
+    nearest: str | None = None
+
+
+class Refused(Shape):
+    """What every refusal says."""
+
+    error: str
+    message: str
+    problems: tuple[RefusedProblem, ...]
+    state: str | None = None
+    """Of the job, where a transition was in conflict with it."""
