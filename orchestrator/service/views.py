@@ -7,7 +7,6 @@ from orchestrator import scheduling
 from orchestrator.client import shapes
 from orchestrator.store import AttemptRecord, EventRecord, JobRecord, ModelRecord, TokenRecord
 
-
 _AS_THEY_ARE = (
     *("id", "project", "name", "priority", "unreachable_since_ms", "reason", "reserved_ms", "behind", "limit_ms"),
     *("submitted_ms", "not_before_ms", "started_ms", "ended_ms", "cause", "detail", "run_id", "run_dir", "has_code"),
