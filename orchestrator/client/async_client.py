@@ -19,7 +19,7 @@ import httpx
 
 from jobs.spec import JobSpec
 from orchestrator.client import calls, shapes
-from orchestrator.client.errors import error_of, unreachable
+from orchestrator.client.errors import error_of, no_answer, unreachable
 from orchestrator.client.following import BROKEN_STREAMS, PAUSE_S, LogPosition
 from orchestrator.client.retry import RETRIED_STATUSES, Retries
 from orchestrator.client.sending import Submission, connection, end_of_stream, event_of, new_key, submission
@@ -257,7 +257,10 @@ class AsyncClient:
 
     async def _do(self, call: calls.Call[T]) -> T:
         response = await self._send(call)
-        return call.parse(response.json() if response.content else None)
+        try:
+            return call.parse(response.json() if response.content else None)
+        except ValueError as error:
+            raise no_answer(self.url, error) from error
 
     async def _send(self, call: calls.Call[Any]) -> httpx.Response:
         failures, spent_s = 0, 0.0
@@ -270,7 +273,7 @@ class AsyncClient:
                 )
             except httpx.TransportError as error:
                 problem = error
-            if response is not None and response.status_code < 400:
+            if response is not None and response.status_code < 300:
                 return response
             failures += 1
             again = call.repeatable or isinstance(problem, httpx.ConnectError)
@@ -288,7 +291,7 @@ class AsyncClient:
     async def _stream(self, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
         """An answer that is read as it arrives. Raises httpx.TransportError if it breaks off."""
         async with self._http.stream("GET", path, **options) as response:
-            if response.status_code >= 400:
+            if response.status_code >= 300:
                 await response.aread()
                 if response.status_code in RETRIED_STATUSES:
                     raise httpx.TransportError(f"HTTP {response.status_code}")

@@ -66,6 +66,11 @@ def unreachable(url: str, error: Exception, tries: int) -> ClusterUnreachable:
     return ClusterUnreachable(f"no service answers at {url} ({reason}; asked {tries} times); is `thresher serve` up?")
 
 
+def no_answer(url: str, error: ValueError) -> ServiceBroken:
+    """The error for an answer that cannot be read."""
+    return ServiceBroken(f"what answers at {url} is no Thresher service, or a newer one: {str(error)[:200]}")
+
+
 def _document(response: httpx.Response) -> dict[str, Any]:
     try:
         document = response.json()

@@ -19,7 +19,7 @@ import httpx
 
 from jobs.spec import JobSpec
 from orchestrator.client import calls, shapes
-from orchestrator.client.errors import error_of, unreachable
+from orchestrator.client.errors import error_of, no_answer, unreachable
 from orchestrator.client.following import BROKEN_STREAMS, PAUSE_S, LogPosition
 from orchestrator.client.retry import RETRIED_STATUSES, Retries
 from orchestrator.client.sending import Submission, connection, end_of_stream, event_of, new_key, submission
@@ -254,7 +254,10 @@ class Client:
 
     def _do(self, call: calls.Call[T]) -> T:
         response = self._send(call)
-        return call.parse(response.json() if response.content else None)
+        try:
+            return call.parse(response.json() if response.content else None)
+        except ValueError as error:
+            raise no_answer(self.url, error) from error
 
     def _send(self, call: calls.Call[Any]) -> httpx.Response:
         failures, spent_s = 0, 0.0
@@ -267,7 +270,7 @@ class Client:
                 )
             except httpx.TransportError as error:
                 problem = error
-            if response is not None and response.status_code < 400:
+            if response is not None and response.status_code < 300:
                 return response
             failures += 1
             again = call.repeatable or isinstance(problem, httpx.ConnectError)
@@ -285,7 +288,7 @@ class Client:
     def _stream(self, path: str, **options: Any) -> Iterator[httpx.Response]:
         """An answer that is read as it arrives. Raises httpx.TransportError if it breaks off."""
         with self._http.stream("GET", path, **options) as response:
-            if response.status_code >= 400:
+            if response.status_code >= 300:
                 response.read()
                 if response.status_code in RETRIED_STATUSES:
                     raise httpx.TransportError(f"HTTP {response.status_code}")

@@ -58,7 +58,9 @@ class Caller:
     def __call__(self, method: str, path: str, **options: Any) -> Any:
         headers = {"Authorization": f"Bearer {self.secret}"} | options.pop("headers", {})
         place = path if path.startswith("//") else f"/api/v1{path}"
-        return self.http.request(method, place.removeprefix("/") if path.startswith("//") else place, headers=headers, **options)
+        return self.http.request(
+            method, place.removeprefix("/") if path.startswith("//") else place, headers=headers, **options
+        )
 
 
 @dataclass
