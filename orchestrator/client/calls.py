@@ -13,7 +13,6 @@ from orchestrator.client.shapes import Role
 T = TypeVar("T")
 API = "/api/v1"
 KEY_HEADER = "Idempotency-Key"
-FILE_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,9 @@ def cancel(job_id: str) -> Call[shapes.Job]:
     return Call("POST", _at("jobs", job_id, "cancel"), shapes.Job.from_json)
 
 
-def resume(job_id: str, key: str) -> Call[shapes.Job]:
-    return Call("POST", _at("jobs", job_id, "resume"), shapes.Job.from_json, headers={KEY_HEADER: key})
+def resume(job_id: str) -> Call[shapes.Job]:
+    # Sent twice it would be refused the second time, since the first one's job is there.
+    return Call("POST", _at("jobs", job_id, "resume"), shapes.Job.from_json, repeatable=False)
 
 
 def metrics(job_id: str, after: int, limit: int) -> Call[shapes.MetricPage]:

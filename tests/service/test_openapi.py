@@ -14,7 +14,7 @@ from orchestrator.service.app import create_app
 from orchestrator.service.settings import Limits, ServiceSettings
 from orchestrator.store import AttemptRecord, JobRecord, Store
 
-EXAMPLES = 10
+EXAMPLES = 60
 
 
 @schemathesis.serializer("application/gzip")
