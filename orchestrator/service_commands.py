@@ -208,8 +208,9 @@ def list_models(
 @models.command("show")
 def show_model(model: Reference, as_json: Json = False) -> None:
     """Show one version: where it comes from, what it measured, its files."""
+    project, name, reference = _name(model)
     with _client() as client:
-        found = client.model(*_name(model)[1:], project=_name(model)[0])
+        found = client.model(name, reference, project=project)
     metric, size = _measured(found.measurement)
     lines = [
         f"model     {found.project}/{found.name}@{found.version}  {', '.join(found.aliases)}".rstrip(),

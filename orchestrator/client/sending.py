@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from hashlib import sha256
@@ -44,8 +45,13 @@ def submission(spec: JobSpec | dict[str, Any]) -> Submission:
     return Submission(document, project, archive, sha256(archive).hexdigest())
 
 
-def new_key() -> str:
-    return secrets.token_urlsafe(24)
+def key_of(given: str | None) -> str:
+    """The idempotency key, or a new one. Raises SpecError for one that no header takes."""
+    if given is None:
+        return secrets.token_urlsafe(24)
+    if not re.fullmatch(r"[\x21-\x7e]{1,200}", given):
+        raise SpecError.at("key", "not an idempotency key", given, "1 to 200 visible ASCII signs")
+    return given
 
 
 def connection(url: str | None, token: str | None, timeout_s: float) -> dict[str, Any]:

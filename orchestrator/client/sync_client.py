@@ -22,7 +22,7 @@ from orchestrator.client import calls, shapes
 from orchestrator.client.errors import error_of, no_answer, unreachable
 from orchestrator.client.following import BROKEN_STREAMS, PAUSE_S, LogPosition
 from orchestrator.client.retry import RETRIED_STATUSES, Retries
-from orchestrator.client.sending import Submission, connection, end_of_stream, event_of, new_key, submission
+from orchestrator.client.sending import Submission, connection, end_of_stream, event_of, key_of, submission
 from orchestrator.client.sse import Parser
 from orchestrator.client.whole_file import WholeFile, target_of
 
@@ -76,7 +76,7 @@ class Client:
         prepared: Submission = submission(spec)
         if prepared.archive is not None:
             self._do(calls.upload_code(prepared.archive, prepared.sha256, prepared.project))
-        return self._do(calls.submit(prepared.document, key or new_key(), prepared.sha256 or None))
+        return self._do(calls.submit(prepared.document, key_of(key), prepared.sha256 or None))
 
     def jobs(
         self,

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -36,26 +36,38 @@ class ClusterNodes(Protocol):
 
 @dataclass
 class Seen:
-    """The cluster's nodes as they were asked for last: no request waits for a cluster that another has waited for."""
+    """The cluster's nodes as they were seen last. No request waits for a cluster, but for the very first look."""
 
     cluster: ClusterNodes | None
+    _looker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "cluster"))
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _nodes: tuple[Node, ...] | None = None
-    _detail: str = "no cluster was named"
-    _until: float = 0.0
+    _last: "Future[tuple[tuple[Node, ...] | None, str]] | None" = None
+    _next: "Future[tuple[tuple[Node, ...] | None, str]] | None" = None
+    _asked: float = 0.0
 
     def look(self) -> tuple[tuple[Node, ...] | None, str]:
         """The nodes, or None and why they are not known."""
         if self.cluster is None:
-            return None, self._detail
+            return None, "no cluster was named"
         with self._lock:
-            if time.monotonic() >= self._until:
-                try:
-                    self._nodes, self._detail = self.cluster.nodes(), ""
-                except ClusterUnreachable as error:
-                    self._nodes, self._detail = None, str(error)
-                self._until = time.monotonic() + _SEEN_S
-            return self._nodes, self._detail
+            if self._next is not None and self._next.done():
+                self._last, self._next = self._next, None
+            if self._next is None and (self._last is None or time.monotonic() - self._asked >= _SEEN_S):
+                self._asked = time.monotonic()
+                self._next = self._looker.submit(self._ask, self.cluster)
+            found = self._last or self._next
+        assert found is not None
+        return found.result()
+
+    @staticmethod
+    def _ask(cluster: ClusterNodes) -> tuple[tuple[Node, ...] | None, str]:
+        try:
+            return cluster.nodes(), ""
+        except ClusterUnreachable as error:
+            return None, str(error)
+
+    def close(self) -> None:
+        self._looker.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass
@@ -109,6 +121,7 @@ class Service:
         self.planners.shutdown(cancel_futures=True)
         self.heavy_planners.shutdown(wait=False, cancel_futures=True)
         self.readers.shutdown(wait=False, cancel_futures=True)
+        self.seen.close()
 
 
 @dataclass(frozen=True)

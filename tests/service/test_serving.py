@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,8 @@ class TestCommandLine:
         spec = tmp_path / "job.json"
         spec.write_text(json.dumps(DIGITS | {"resources": {"time_limit_s": 0}}))
         assert thresher(served, "submit", str(spec)).returncode == 2
+        spec.write_text(json.dumps(DIGITS))
+        assert thresher(served, "submit", str(spec), "--key", "zwölf mal").returncode == 2
         away = thresher(served, "list", url="http://127.0.0.1:9")
         assert away.returncode == 3
         assert "asked 6 times" in away.stderr
@@ -178,7 +181,35 @@ class TestCommandLine:
         assert secret not in served.log.read_text()
 
 
+def test_one_key_from_many_clients_at_once_is_one_job(served: Served) -> None:
+    def send(number: int) -> str:
+        with Client(served.url, served.token) as client:
+            return client.submit(DIGITS, key="all-at-once").id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(send, range(24)))) == 1
+
+
 class TestStarting:
+    def test_over_tls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+        subprocess.run(command, check=True, capture_output=True)
+        options = ("--host", "0.0.0.0", "--tls-cert", str(certificate), "--tls-key", str(key))
+        process, said = start(tmp_path / "runs", tmp_path / "log", 0, *options)
+        url = said["url"].replace("0.0.0.0", "127.0.0.1")
+        try:
+            assert url.startswith("https://")
+            with pytest.raises(ClusterUnreachable), Client(url, said["token"], retries=Retries(tries=1)) as client:
+                client.me()  # nobody vouches for it
+            monkeypatch.setenv("THRESHER_CA", str(certificate))
+            with Client(url, said["token"]) as client:
+                assert client.me().role == "admin"
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
     @pytest.mark.parametrize(
         ("options", "words"),
         [
