@@ -78,12 +78,10 @@ async def submit(
     body = await request.body()
     loop = asyncio.get_running_loop()
     kind = request.headers.get("content-type", "")
-    found = await loop.run_in_executor(here.planners, _understand, here, who, body, kind, key, code)
+    found = await loop.run_in_executor(here.planners, _light, here, who, body, kind, key, code)
     if isinstance(found, submissions.Prepared):
-        planners = here.heavy_planners if found.heavy else here.planners
-        job, created = await loop.run_in_executor(planners, _queue, here, who, found, key, code)
-    else:
-        job, created = found, False
+        found = await loop.run_in_executor(here.heavy_planners, _queue, here, who, found, key, code)
+    job, created = found
     here.figures.submissions.labels("created" if created else "repeated").inc()
     if created:
         here.wake()
@@ -91,6 +89,16 @@ async def submit(
         response.status_code = 200
     response.headers["Location"] = f"{request.url.path}/{job.id}"
     return job_view(job)
+
+
+def _light(
+    here: Service, who: Caller, body: bytes, kind: str, key: str | None, code: str | None
+) -> submissions.Prepared | tuple[JobRecord, bool]:
+    """The job, and whether it is new; or what is still to be planned, where that takes long."""
+    found = _understand(here, who, body, kind, key, code)
+    if not isinstance(found, submissions.Prepared):
+        return found, False
+    return found if found.heavy else _queue(here, who, found, key, code)
 
 
 def _understand(
@@ -103,8 +111,6 @@ def _understand(
     if code is not None and isinstance(project, str) and who.sees(project):
         folder = code_store.find(here.settings, project, code)
     prepared = submissions.prepare(document, who.token.project, folder, code, here.settings)
-    if here.store.project(prepared.spec.project) is None:
-        raise not_found(f"project: {prepared.spec.project}")
     if key is None or here.store.job_by_key(prepared.spec.project, key) is None:
         return prepared
     # The first one counts, even where it would be refused by now.
