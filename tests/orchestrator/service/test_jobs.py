@@ -214,3 +214,8 @@ class TestAsyncClient:
                 return "".join([text async for text in client.logs(job, follow=True)])
 
         assert asyncio.run(follow()) == "first\nsecond\n"
+
+
+def test_a_project_that_nobody_made(world: World) -> None:
+    answer = world.admin("POST", "/jobs", json=DIGITS | {"project": "nobody"}, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, world.admin("GET", "/jobs").json()["jobs"]) == (404, [])
