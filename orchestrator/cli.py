@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import SpecError, ThresherError
-from orchestrator import cluster_commands
+from orchestrator import cluster_commands, job_commands, service_commands
+from orchestrator.printing import show
 
 app = typer.Typer(
     name="thresher",
@@ -25,6 +26,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets: fetch a known one, look at a spec's.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_commands.app, name="cluster")
+app.add_typer(service_commands.tokens, name="token")
+app.add_typer(service_commands.projects, name="project")
+app.add_typer(service_commands.models, name="model")
 
 _ARGUMENTS_ARE_WRONG: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Click's base of usage errors: that of the click package, or of the copy that newer versions of typer carry."""
@@ -44,7 +48,6 @@ Target = Annotated[
     Path | None,
     typer.Option(help="The host that artifacts are for: a profile that `thresher hardware --json` gave there."),
 ]
-RayUrl = Annotated[str | None, typer.Option("--ray", help="Ray's dashboard address, http://head:8265.")]
 
 
 @app.command()
@@ -76,12 +79,12 @@ def plan(
 
         elsewhere = load_and_plan(spec, _with_target(overrides, target) or [], cluster, Storage.at(runs))
         lines = [alternatives_table(elsewhere)] if table else cluster_lines(elsewhere)
-        _print(elsewhere.to_json(), lines, as_json)
+        show(elsewhere.to_json(), lines, as_json)
         return
     if table:
         raise SpecError.at("--table", "the table is that of a plan for a cluster", allowed="with --cluster PROFILE")
     found = plan_job(JobSpec.load(spec, _with_target(overrides, target)), Storage.at(runs))
-    _print(found.to_json(), plan_lines(found), as_json)
+    show(found.to_json(), plan_lines(found), as_json)
 
 
 @app.command()
@@ -102,8 +105,18 @@ def run(
 
 
 @app.command()
-def resume(name: RunName, runs: Runs = "runs", address: Address = None, as_json: Json = False) -> None:
-    """Go on with a run that was broken off. Complete stages are not run again."""
+def resume(
+    context: typer.Context, name: RunName, runs: Runs = "runs", address: Address = None, as_json: Json = False
+) -> None:
+    """Go on with a run that was broken off. Complete stages are not run again.
+
+    With THRESHER_URL set, an id is that of a job of the service; a path, --runs or --address mean a run here.
+    """
+    given = [context.get_parameter_source(option) for option in ("runs", "address")]
+    chosen = any(source is not None and source.name == "COMMANDLINE" for source in given)
+    if job_commands.belongs_to_service(name, chosen):
+        job_commands.resume_there(name, as_json)
+        return
     from orchestrator import driver
 
     _drive(lambda listeners: driver.resume(name, runs=runs, address=address, listeners=listeners), runs, as_json)
@@ -129,7 +142,7 @@ def _drive(start: Any, runs: str, as_json: bool) -> None:
         raise typer.Exit(error.exit_code) from error
     document = {"run_dir": seen["run_dir"], "state": report.state, "selected": report.selected}
     document["report"] = report.to_json()
-    _print(document, [*summary_lines(report), seen["run_dir"]], as_json)
+    show(document, [*summary_lines(report), seen["run_dir"]], as_json)
 
 
 @app.command()
@@ -140,7 +153,7 @@ def report(name: RunName, runs: Runs = "runs", as_json: Json = False) -> None:
 
     folder = Storage.at(runs).find_run(name).folder
     found = read_report(folder)
-    _print(found.to_json(), [*summary_lines(found), str(folder / "report.html")], as_json)
+    show(found.to_json(), [*summary_lines(found), str(folder / "report.html")], as_json)
 
 
 @app.command()
@@ -153,7 +166,7 @@ def verify(
     from orchestrator import artifacts
 
     result = artifacts.verify(artifact, datasets)
-    _print(
+    show(
         result,
         [f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}" for check in result["checks"]],
         as_json,
@@ -185,10 +198,10 @@ def predict(
         found = prediction.predict_with(artifact, data, spread, scratch=scratch, on_event=listener)
     if out is None:
         rows = list(found)
-        _print(rows, [predicted.prediction_line(row) for row in rows], as_json)
+        show(rows, [predicted.prediction_line(row) for row in rows], as_json)
         return
     predicted.write_predictions(found, out)
-    _print({"out": str(out), "predictions": len(found)}, [f"{len(found)} predictions: {out}"], as_json)
+    show({"out": str(out), "predictions": len(found)}, [f"{len(found)} predictions: {out}"], as_json)
 
 
 @app.command()
@@ -207,7 +220,7 @@ def unpack(
     records = file_records(folder, restore(pack, folder))
     document = {"path": str(folder), "files": [record.to_json() for record in records]}
     lines = [f"{record.sha256}  {record.path}  {record.bytes}" for record in records]
-    _print(document, [*lines, str(folder)], as_json)
+    show(document, [*lines, str(folder)], as_json)
 
 
 @app.command()
@@ -223,7 +236,7 @@ def clean(
     removed, size = Storage.at(runs).clean(dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
     lines = [*(f"{verb} {path}" for path in removed), f"{verb} {len(removed)} folders, {format_bytes(size)}"]
-    _print({"removed": [str(path) for path in removed], "bytes": size, "dry_run": dry_run}, lines, as_json)
+    show({"removed": [str(path) for path in removed], "bytes": size, "dry_run": dry_run}, lines, as_json)
 
 
 @app.command()
@@ -235,7 +248,7 @@ def hardware(
     from orchestrator.host_profile import profile, profile_lines
 
     found = profile(threads)
-    _print(found, profile_lines(found), as_json)
+    show(found, profile_lines(found), as_json)
 
 
 def _with_target(overrides: list[str] | None, target: Path | None) -> list[str] | None:
@@ -252,65 +265,11 @@ def schema() -> None:
     typer.echo(json.dumps(JobSpec.model_json_schema(by_alias=True), indent=2))
 
 
-@app.command()
-def submit(
-    spec: Spec,
-    ray: RayUrl = None,
-    runs: Runs = "runs",
-    overrides: Overrides = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return at once; look again with status and logs.")] = False,
-    python: Annotated[str | None, typer.Option(help="The cluster's Python that has thresher installed.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a job on a Ray cluster through its Jobs API: stream its log, end with its exit code."""
-    from jobs.spec import JobSpec
-    from orchestrator import submission
-
-    jobs = submission.RemoteJobs(_ray_url(ray))
-    job_id = jobs.submit(JobSpec.load(spec, overrides), runs=runs, python=python)
-    if as_json or detach:
-        _print({"job_id": job_id, "ray": jobs.address}, [job_id], as_json)
-    if not detach:
-        raise typer.Exit(jobs.follow(job_id, sys.stderr if as_json else sys.stdout))
-
-
-@app.command()
-def status(job_id: str, ray: RayUrl = None, as_json: Json = False) -> None:
-    """Show the state of a submitted job."""
-    from orchestrator import submission
-
-    state = submission.RemoteJobs(_ray_url(ray)).status(job_id)
-    _print(
-        state,
-        [f"{state['job_id']}: {state['state']}" + (f" ({state['message']})" if state["message"] else "")],
-        as_json,
-    )
-
-
-@app.command()
-def logs(
-    job_id: str,
-    ray: RayUrl = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Until the job ends; then with its exit code.")
-    ] = False,
-) -> None:
-    """Print the log of a submitted job."""
-    from orchestrator import submission
-
-    jobs = submission.RemoteJobs(_ray_url(ray))
-    if follow:
-        raise typer.Exit(jobs.follow(job_id, sys.stdout))
-    typer.echo("\n".join(jobs.log(job_id)))
-
-
-@app.command()
-def cancel(job_id: str, ray: RayUrl = None, as_json: Json = False) -> None:
-    """Stop a submitted job, and wait until it has stopped. Its run can be resumed."""
-    from orchestrator import submission
-
-    state = submission.RemoteJobs(_ray_url(ray)).cancel(job_id)
-    _print(state, [f"{state['job_id']}: {state['state']}"], as_json)
+for _command in (job_commands.submit, job_commands.describe, job_commands.status, job_commands.logs):
+    app.command()(_command)
+app.command("list")(job_commands.list_jobs)
+app.command()(job_commands.cancel)
+app.command()(service_commands.serve)
 
 
 @data_app.command("get")
@@ -329,7 +288,7 @@ def data_get(
 
     place, release = fetch.get(name, folder), fetch.find(name)
     document = {"name": name, "path": str(place), "source": release.source, "licence": release.licence}
-    _print(document, [f"source   {release.source}", f"licence  {release.licence}", str(place)], as_json)
+    show(document, [f"source   {release.source}", f"licence  {release.licence}", str(place)], as_json)
 
 
 @data_app.command("info")
@@ -351,25 +310,14 @@ def data_info(spec: Spec, overrides: Overrides = None, as_json: Json = False) ->
         f"splits       {', '.join(f'{k} {v}' for k, v in info.num_samples.items())}",
         f"fingerprint  {document['fingerprint']}",
     ]
-    _print(document, lines, as_json)
-
-
-def _ray_url(given: str | None) -> str:
-    address = given or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if not address:
-        raise SpecError.at("--ray", "the address of Ray's dashboard is needed", allowed="http://head:8265")
-    return address
-
-
-def _print(document: Any, lines: list[str], as_json: bool) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    show(document, lines, as_json)
 
 
 def _fail(error: ThresherError, as_json: bool, seen: dict[str, Any]) -> None:
     _say(f"error: {error}")
     if as_json:
         problems = [str(problem) for problem in error.problems] if isinstance(error, SpecError) else [str(error)]
-        _print({**seen, "error": type(error).__name__, "problems": problems}, [], as_json)
+        show({**seen, "error": type(error).__name__, "problems": problems}, [], as_json)
 
 
 def main() -> None:
@@ -383,7 +331,7 @@ def main() -> None:
     except _ARGUMENTS_ARE_WRONG as error:
         error.show()
         if as_json:
-            _print({"error": "UsageError", "problems": [error.format_message()]}, [], as_json)
+            show({"error": "UsageError", "problems": [error.format_message()]}, [], as_json)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")

@@ -47,7 +47,7 @@ class RemoteJobs:
             folder = Path(name)
             if spec.uses_own_code:
                 copy_modules(Path(spec.code.working_dir), folder)
-            document = _with_absolute_paths(spec.document())
+            document = with_absolute_paths(spec.document())
             (folder / SPEC_NAME).write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
             self.jobs.submit(
                 shlex.join(command),
@@ -93,7 +93,7 @@ _PATHS = (("data", "source", "path"), ("data", "source", "tokenizer", "file"), (
 """Keys of a spec that name files here, which the cluster is to find under the same names."""
 
 
-def _with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
     result = copy.deepcopy(document)
     for *sections, key in _PATHS:
         section: Any = result

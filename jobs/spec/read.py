@@ -72,9 +72,38 @@ def read_document(path: Path, *, what: str = "job spec", keys: str = "name, data
     return parse_yaml(_json_as_yaml(text, str(path)) if path.suffix == ".json" else text, str(path), keys)
 
 
+def parse_json(text: str, origin: str, keys: str = "name, data, model, train, …") -> dict[str, Any]:
+    """Parses JSON text into a mapping, under the limits that YAML has. Raises SpecError."""
+    document = _load_json(text, origin)
+    if not isinstance(document, dict):
+        raise SpecError.at("", f"{origin} must hold a mapping of keys", document, keys)
+    if _depth(document) > MAX_SPEC_DEPTH:
+        raise SpecError.at("", f"{origin} is nested too deeply", allowed=f"{MAX_SPEC_DEPTH} levels")
+    if _expanded_size(document, {}) > MAX_SPEC_NODES:
+        raise SpecError.at("", f"{origin} holds too many values", allowed=f"{MAX_SPEC_NODES} values")
+    return document
+
+
+def _depth(document: Any) -> int:
+    """Levels of nesting; without recursion, and no further down than is allowed."""
+    depth, level = 0, [document]
+    while level and depth <= MAX_SPEC_DEPTH:
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        depth += 1
+    return depth - 1 if not level else depth
+
+
 def _json_as_yaml(text: str, origin: str) -> str:
     """The same JSON, written so that it is YAML too: tabs, and escapes that YAML reads otherwise, are no more in it."""
+    return json.dumps(_load_json(text, origin), ensure_ascii=False)
 
+
+def _load_json(text: str, origin: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
         if len(document) < len(pairs):
@@ -82,7 +111,7 @@ def _json_as_yaml(text: str, origin: str) -> str:
         return document
 
     try:
-        return json.dumps(json.loads(text, object_pairs_hook=once), ensure_ascii=False)
+        return json.loads(text, object_pairs_hook=once)
     except RecursionError:
         raise SpecError.at("", f"{origin} is nested too deeply", allowed=f"{MAX_SPEC_DEPTH} levels") from None
     except ValueError as error:

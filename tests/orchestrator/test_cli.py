@@ -100,7 +100,7 @@ class TestWrongArguments:
             (["predict", "folder"], "--data"),
             (["data"], "get"),
             (["data", "gte"], "gte"),
-            (["cancel"], "job_id"),
+            (["cancel"], "JOB"),
         ],
     )
     def test_the_code_is_2(self, arguments: list[str], message: str, thresher: Thresher) -> None:
