@@ -1,5 +1,6 @@
 """Who drives a job: its run directory, its connection to Ray, its workers, and what a signal does to it."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -38,8 +39,11 @@ def run(
     runs: str | Path = "runs",
     address: str | None = None,
     listeners: tuple[Listener, ...] = (),
+    run_id: str | None = None,
 ) -> RunReport:
     """Runs a job to its end, here or on the Ray cluster at `address`. Returns the report; it is on disk as well.
+
+    With a `run_id` the run directory has that name and stays, whatever happens: who gave it reads there what did.
 
     Raises:
         SpecError: the spec or its data are wrong; no run is left behind.
@@ -48,6 +52,9 @@ def run(
         Interrupted: by the user or a signal.
     """
     storage = Storage.at(runs)
+    if run_id is not None:
+        created = storage.create_run(spec, run_id)
+        return resume_run(created, storage, address=address, listeners=listeners)
     plan_job(spec, storage)
     return begin(storage.create_run(spec), storage, address=address, listeners=listeners)
 
@@ -97,7 +104,8 @@ def resume_run(
     watcher = watcher or Watcher()
     run.listeners += [*listeners, watcher]
     with run.driving(), _stop_on_sigterm():
-        run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name)
+        attempt = {"attempt": os.environ["THRESHER_ATTEMPT"]} if "THRESHER_ATTEMPT" in os.environ else {}
+        run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name, **attempt)
         try:
             report = _drive(run, storage, address, watcher, on_found)
         except (KeyboardInterrupt, Interrupted) as error:
