@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 
@@ -20,6 +20,7 @@ from orchestrator.controller.evidence import (
     Gone,
     Keep,
     Progress,
+    RunEvidence,
     Seen,
     Submit,
     judge,
@@ -119,6 +120,11 @@ class Controller:
         if attempt is None or not attempt.state.live:
             self._settle(lease, job)
             return
+        if job.state is JobState.CANCELLING and attempt.leaving_why != "cancel":
+            # First, so that what never reached Ray is not submitted any more.
+            marked = self._store.mark_leaving(lease, job.id, "cancel").attempt
+            assert marked is not None
+            attempt = marked
         seen, message = self._look(attempt)
         verdict = judge(attempt, seen, message, self._evidence(attempt))
         unreachable = isinstance(verdict, Keep) and not verdict.reachable
@@ -182,7 +188,7 @@ class Controller:
             return "ended", state.message
         return ("running" if state.status == "RUNNING" else "pending"), state.message
 
-    def _evidence(self, attempt: AttemptRecord) -> Any:
+    def _evidence(self, attempt: AttemptRecord) -> RunEvidence:
         folder = Path(attempt.run_dir)
         try:
             complete = read_report(folder).state == "succeeded"
@@ -277,9 +283,7 @@ class Controller:
 
     def _ask_to_leave(self, lease: Lease, job: JobRecord, attempt: AttemptRecord) -> None:
         """Says so again in every pass, until it is gone: to stop is to ask, and a request can be lost."""
-        if job.state is JobState.CANCELLING and attempt.leaving_why != "cancel":
-            self._store.mark_leaving(lease, job.id, "cancel")
-        elif attempt.leaving_why is None:
+        if attempt.leaving_why is None:
             began_ms = attempt.alive_ms
             if job.limit_ms is None or began_ms is None or self._store.now_ms() < began_ms + job.limit_ms:
                 return
