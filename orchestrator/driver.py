@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.connect import Connection, connect
 from cluster.gang import Gang
+from cluster.placement import given_placement
 from cluster.trainer import TrainGroup
 from jobs.code import copy_modules
 from jobs.context import WorkRef
@@ -187,6 +188,8 @@ def _modules(spec: JobSpec, *, travel: bool) -> Iterator[Path | None]:
 
 def _slots(connection: Connection, spec: JobSpec, workers: int) -> int:
     """How many gangs of a trial's size the free resources hold. On several nodes fewer may fit; Tune then waits."""
+    if given_placement() is not None:
+        return 1  # the rest of the cluster was not given to this job
     free, resources = connection.free(), spec.resources
     fits = [free.get("CPU", 0.0) // (workers * resources.cpus_per_worker)]
     if resources.gpus_per_worker:

@@ -175,6 +175,8 @@ class Resources(Section):
     """Accelerators a worker; one worker drives at most one."""
     runtime: Literal["gang", "ray_train"] = "gang"
     """Who starts the workers: a gang, which stays warm and mends itself, or a run of Ray Train. Not in any hash."""
+    time_limit_s: int | None = Field(default=None, ge=1, le=31_536_000)
+    """In the service's queue: how long an attempt may take. Not in any hash."""
 
     @model_validator(mode="after")
     def _legal(self) -> "Resources":

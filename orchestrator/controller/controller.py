@@ -4,8 +4,12 @@ The order of every effect is: write the intent, act, write what was seen. Whoeve
 of them finds the intent and acts again, which does no harm: a submission id is used once, a stop may be repeated.
 """
 
+import json
 import logging
+import os
+import secrets
 import shlex
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -14,6 +18,7 @@ from typing import Protocol
 
 import yaml
 
+from cluster.placement import PLACEMENT_VARIABLE
 from jobs.errors import ArtifactError, ClusterUnreachable, JobFailed, SpecError
 from orchestrator.controller.evidence import (
     ATTEMPT_VARIABLE,
@@ -67,10 +72,17 @@ class Controller:
     """`step` is one pass; `run` repeats it until it is told to stop."""
 
     def __init__(
-        self, store: Store, jobs: Submissions, cluster: ClusterView, runs: Path, policy: Policy, holder: str
+        self,
+        store: Store,
+        jobs: Submissions,
+        cluster: ClusterView,
+        runs: Path,
+        policy: Policy,
+        holder: str | None = None,
     ) -> None:
         self._store, self._jobs, self._cluster = store, jobs, cluster
-        self._runs, self._policy, self._holder = runs.absolute(), policy, holder
+        self._runs, self._policy = runs.absolute(), policy
+        self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._lease: Lease | None = None
         self._wake = threading.Event()
 
@@ -270,7 +282,10 @@ class Controller:
                 entrypoint(self._runs, Path(attempt.run_dir).name, attempt.action),
                 attempt.submission_id,
                 folder,
-                {ATTEMPT_VARIABLE: attempt.submission_id},
+                {
+                    ATTEMPT_VARIABLE: attempt.submission_id,
+                    PLACEMENT_VARIABLE: json.dumps(attempt.placement),
+                },
             )
         except ClusterUnreachable as error:
             logger.warning("%s: %s", attempt.submission_id, error)

@@ -37,7 +37,8 @@ class PlayedRay:
         job = submission_id.rpartition("-")[0]
         alive = [name for name in self.running() if name.rpartition("-")[0] == job]
         assert not alive, f"{submission_id} is submitted while {alive} live"
-        assert env == {"THRESHER_ATTEMPT": submission_id}
+        assert env["THRESHER_ATTEMPT"] == submission_id
+        assert set(json.loads(env["THRESHER_PLACEMENT"])) == {"n1", "n2"}
         assert (working_dir / "thresher-job.yaml").is_file()
         self.jobs[submission_id] = State("RUNNING")
         self.submitted.append(submission_id)
