@@ -8,11 +8,13 @@ other. Bundles are packed onto as few nodes as possible, because the workers of 
 it: a gang that was handed somebody else's placement group leaves it alone.
 """
 
+import json
+import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jobs.errors import JobFailed, SpecError
+from jobs.errors import JobFailed, SpecError, WorkerLost
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 Resources = Mapping[str, float]
 """Amounts by Ray's names: CPU, GPU."""
 
+PLACEMENT_VARIABLE = "THRESHER_PLACEMENT"
+"""JSON list of Ray node ids, one a worker: where the service has made room for this job, and nowhere else."""
+
+_NODE_LABEL = "ray.io/node-id"
 _WAIT_SLICE_S = 1.0
 _RELEASE_TIMEOUT_S = 10.0
 
@@ -69,22 +75,56 @@ def check_fits(demand: Sequence[Resources], nodes: Sequence[Resources]) -> None:
     )
 
 
+def given_placement(environment: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
+    """The nodes that the service chose for this job's workers; None: the job was not started by it.
+
+    Raises SpecError for a value that is no list of ids.
+    """
+    text = environment.get(PLACEMENT_VARIABLE)
+    if text is None:
+        return None
+    try:
+        nodes = json.loads(text)
+    except ValueError:
+        nodes = None
+    if not isinstance(nodes, list) or not nodes or not all(isinstance(node, str) and node for node in nodes):
+        raise SpecError.at(PLACEMENT_VARIABLE, "no list of nodes", text, "a JSON list of Ray node ids, one a worker")
+    return tuple(nodes)
+
+
+def pinned(demand: Sequence[Resources], nodes: Sequence[str] | None) -> list[dict[str, str]] | None:
+    """The label selector of each bundle. Raises SpecError for more bundles than were given places.
+
+    >>> pinned([{"CPU": 1}], ["5f"])
+    [{'ray.io/node-id': '5f'}]
+    """
+    if nodes is None:
+        return None
+    if len(demand) > len(nodes):
+        raise SpecError.at(PLACEMENT_VARIABLE, f"{len(demand)} workers were given {len(nodes)} places", list(nodes))
+    return [{_NODE_LABEL: node} for node in nodes[: len(demand)]]
+
+
 def reserve(demand: Sequence[Resources], timeout_s: float) -> "PlacementGroup":
-    """Holds all bundles at once; what others occupy now is waited for.
+    """Holds all bundles at once, on the given nodes if any are; what others occupy now is waited for.
 
     Raises:
         SpecError: this cluster can never hold them.
+        WorkerLost: the given nodes are gone, or had no room within `timeout_s`. Nothing is held then.
         JobFailed: they did not become free within `timeout_s`. Nothing is held then.
     """
     import ray
 
     check_fits(demand, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    group = request(demand)
+    given = given_placement()
+    group = request(demand, given)
     deadline = time.monotonic() + timeout_s
     try:
         # In slices, because an interruption by the user is only seen between calls into Ray.
         while not group.wait(max(0.0, min(_WAIT_SLICE_S, deadline - time.monotonic()))):
             if time.monotonic() >= deadline:
+                if given is not None:
+                    raise WorkerLost(f"the nodes that were given had no room within {timeout_s:g} s: {given}")
                 raise JobFailed(
                     f"the cluster had no room for {len(demand)} workers of {dict(demand[0])} within {timeout_s:g} s; "
                     f"free now: { {name: ray.available_resources().get(name, 0.0) for name in demand[0]} }"
@@ -95,11 +135,12 @@ def reserve(demand: Sequence[Resources], timeout_s: float) -> "PlacementGroup":
     return group
 
 
-def request(demand: Sequence[Resources]) -> "PlacementGroup":
-    """Asks for bundles without waiting for them: a standing request, until it is released."""
+def request(demand: Sequence[Resources], nodes: Sequence[str] | None = None) -> "PlacementGroup":
+    """Asks for bundles, each on its node if `nodes` says so, without waiting: a standing request until its release."""
     from ray.util.placement_group import placement_group
 
-    return placement_group([dict(bundle) for bundle in demand], strategy="PACK")
+    selector: Any = pinned(demand, nodes)
+    return placement_group([dict(bundle) for bundle in demand], strategy="PACK", bundle_label_selector=selector)
 
 
 def is_placed(group: "PlacementGroup") -> bool:

@@ -161,14 +161,18 @@ class RayJobs:
         with self._client(submission_id) as client:
             return client.get_job_logs(submission_id).splitlines()
 
+    def ask_stop(self, submission_id: str) -> None:
+        """Asks the job to end, and does not wait for it. Raises SpecError for an unknown id."""
+        with self._client(submission_id) as client:
+            client.stop_job(submission_id)
+
     def stop(self, submission_id: str, timeout_s: float = 60.0) -> JobState:
         """Ends the job and waits until it has ended; how it ended is returned.
 
         Raises SpecError for an unknown id, and JobFailed if it still runs after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        with self._client(submission_id) as client:
-            client.stop_job(submission_id)
+        self.ask_stop(submission_id)
         while not (state := self.status(submission_id)).ended:
             if time.monotonic() >= deadline:
                 raise JobFailed(f"job {submission_id} is still {state.status} {timeout_s:g} s after it was stopped")

@@ -94,6 +94,9 @@ def run(
     overrides: Overrides = None,
     address: Address = None,
     target: Target = None,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="Name of the run directory; default: a new one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a job to its report, here or on a Ray cluster. Prints the run directory as its last line."""
@@ -101,7 +104,11 @@ def run(
     from orchestrator import driver
 
     parsed = JobSpec.load(spec, _with_target(overrides, target))
-    _drive(lambda listeners: driver.run(parsed, runs=runs, address=address, listeners=listeners), runs, as_json)
+    _drive(
+        lambda listeners: driver.run(parsed, runs=runs, address=address, listeners=listeners, run_id=run_id),
+        runs,
+        as_json,
+    )
 
 
 @app.command()

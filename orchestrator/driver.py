@@ -1,5 +1,6 @@
 """Who drives a job: its run directory, its connection to Ray, its workers, and what a signal does to it."""
 
+import os
 import shutil
 import signal
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 from cluster.connect import Connection, connect
 from cluster.gang import Gang
+from cluster.placement import given_placement
 from cluster.trainer import TrainGroup
 from jobs.code import copy_modules
 from jobs.context import WorkRef
@@ -38,8 +40,11 @@ def run(
     runs: str | Path = "runs",
     address: str | None = None,
     listeners: tuple[Listener, ...] = (),
+    run_id: str | None = None,
 ) -> RunReport:
     """Runs a job to its end, here or on the Ray cluster at `address`. Returns the report; it is on disk as well.
+
+    With a `run_id` the run directory has that name and stays, whatever happens: who gave it reads there what did.
 
     Raises:
         SpecError: the spec or its data are wrong; no run is left behind.
@@ -48,6 +53,9 @@ def run(
         Interrupted: by the user or a signal.
     """
     storage = Storage.at(runs)
+    if run_id is not None:
+        created = storage.create_run(spec, run_id)
+        return resume_run(created, storage, address=address, listeners=listeners)
     plan_job(spec, storage)
     return begin(storage.create_run(spec), storage, address=address, listeners=listeners)
 
@@ -97,7 +105,8 @@ def resume_run(
     watcher = watcher or Watcher()
     run.listeners += [*listeners, watcher]
     with run.driving(), _stop_on_sigterm():
-        run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name)
+        attempt = {"attempt": os.environ["THRESHER_ATTEMPT"]} if "THRESHER_ATTEMPT" in os.environ else {}
+        run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name, **attempt)
         try:
             report = _drive(run, storage, address, watcher, on_found)
         except (KeyboardInterrupt, Interrupted) as error:
@@ -179,6 +188,8 @@ def _modules(spec: JobSpec, *, travel: bool) -> Iterator[Path | None]:
 
 def _slots(connection: Connection, spec: JobSpec, workers: int) -> int:
     """How many gangs of a trial's size the free resources hold. On several nodes fewer may fit; Tune then waits."""
+    if given_placement() is not None:
+        return 1  # the rest of the cluster was not given to this job
     free, resources = connection.free(), spec.resources
     fits = [free.get("CPU", 0.0) // (workers * resources.cpus_per_worker)]
     if resources.gpus_per_worker:

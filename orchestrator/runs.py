@@ -163,13 +163,18 @@ class Storage:
                 fsync(self.stage(digest).parent)
         return manifest, False
 
-    def create_run(self, spec: JobSpec) -> "Run":
-        """A new run directory with a unique name, holding the spec."""
+    def create_run(self, spec: JobSpec, run_id: str | None = None) -> "Run":
+        """A new run directory, holding the spec. Raises SpecError for an id that is none, or is taken."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        folder = self.root / f"{spec.name}-{stamp}-{secrets.token_hex(3)}"
+        folder = self.root / (run_id or f"{spec.name}-{stamp}-{secrets.token_hex(3)}")
+        if run_id is not None and (not RUN_ID.fullmatch(run_id) or run_id in RESERVED):
+            raise SpecError.at("--run-id", "no id of a run", run_id, "letters, digits, '.', '_' and '-'")
+        if (folder / "spec.yaml").exists():
+            raise SpecError.at("--run-id", "there is such a run already", run_id, "a new id, or thresher resume")
         with storage_errors(folder):
             try:
-                folder.mkdir(parents=True)
+                # One without a spec was being made when its maker died.
+                folder.mkdir(parents=True, exist_ok=run_id is not None)
             except PermissionError as error:
                 raise SpecError.at("--runs", f"may not be written to: {error.strerror}", str(self.root)) from error
             write_text(folder / "spec.yaml", yaml.safe_dump(spec.document(), sort_keys=False, allow_unicode=True))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster import placement
 from cluster.placement import bundles, capacity, check_fits
 from jobs.errors import SpecError
 
@@ -57,3 +58,17 @@ def test_a_worker_larger_than_any_node_is_told_so():
     with pytest.raises(SpecError) as caught:
         check_fits(bundles(1, 8, 0), [{"CPU": 4}])
     assert caught.value.problems[0].allowed == "less for each worker"
+
+
+def test_bundles_go_to_the_nodes_that_were_given():
+    nodes = placement.given_placement({"THRESHER_PLACEMENT": '["a", "b"]'})
+    assert placement.pinned([{"CPU": 1}] * 2, nodes) == [{"ray.io/node-id": "a"}, {"ray.io/node-id": "b"}]
+    assert placement.given_placement({}) is None
+    with pytest.raises(SpecError, match="3 workers were given 2 places"):
+        placement.pinned([{"CPU": 1}] * 3, nodes)
+
+
+@pytest.mark.parametrize("value", ["", "a", "[]", "[1]", '{"a": 1}'])
+def test_a_placement_that_is_none_is_refused(value):
+    with pytest.raises(SpecError, match="THRESHER_PLACEMENT"):
+        placement.given_placement({"THRESHER_PLACEMENT": value})

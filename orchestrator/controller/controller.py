@@ -1,0 +1,316 @@
+"""The reconcile loop: what was intended (the store), what is (Ray, run directories), and what follows from it.
+
+The order of every effect is: write the intent, act, write what was seen. Whoever takes over after a crash between two
+of them finds the intent and acts again, which does no harm: a submission id is used once, a stop may be repeated.
+"""
+
+import json
+import logging
+import os
+import secrets
+import shlex
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from cluster.placement import PLACEMENT_VARIABLE
+from jobs.errors import ArtifactError, ClusterUnreachable, JobFailed, SpecError
+from orchestrator.controller.evidence import (
+    ATTEMPT_VARIABLE,
+    Gone,
+    Keep,
+    Progress,
+    RunEvidence,
+    Seen,
+    Submit,
+    judge,
+    run_evidence,
+)
+from orchestrator.controller.snapshot import snapshot_of
+from orchestrator.report import read_report
+from orchestrator.runs import read_lines
+from orchestrator.scheduling import DropClaim, Node, Policy, Preempt, Refuse, Start, Wait, decide
+from orchestrator.scheduling.retry import Cause, GiveUp, after_failure
+from orchestrator.store import AttemptRecord, JobRecord, JobState, Lease, NewModel, Reason, Store
+from orchestrator.store.errors import Conflict, LeaseLost, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+SPEC_NAME = "thresher-job.yaml"
+_PERIOD_S = 0.5
+_LEASE_S = 15.0
+
+
+class RayState(Protocol):
+    @property
+    def status(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
+
+class Submissions(Protocol):
+    """What is asked of `cluster.submit.RayJobs`."""
+
+    def submit(self, entrypoint: str, submission_id: str, working_dir: Path | None, env: dict[str, str]) -> object: ...
+    def status(self, submission_id: str) -> RayState: ...
+    def ask_stop(self, submission_id: str) -> None: ...
+
+
+class ClusterView(Protocol):
+    """What is asked of `cluster.observe.Observed`. Both raise ClusterUnreachable."""
+
+    def nodes(self) -> tuple[Node, ...]: ...
+    def identity(self) -> str: ...
+
+
+class Controller:
+    """`step` is one pass; `run` repeats it until it is told to stop."""
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: Submissions,
+        cluster: ClusterView,
+        runs: Path,
+        policy: Policy,
+        holder: str | None = None,
+    ) -> None:
+        self._store, self._jobs, self._cluster = store, jobs, cluster
+        self._runs, self._policy = runs.absolute(), policy
+        self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._lease: Lease | None = None
+        self._wake = threading.Event()
+
+    def wake(self) -> None:
+        """Something was submitted or asked: the next pass begins at once."""
+        self._wake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._wake.clear()
+            try:
+                self.step()
+            except LeaseLost as error:
+                logger.warning("%s", error)
+                self._lease = None
+            except StoreUnavailable as error:
+                logger.warning("the database is away, and nothing is changed: %s", error)
+            self._wake.wait(_PERIOD_S)
+        if self._lease is not None:
+            self._store.release_lease(self._lease)
+
+    def step(self) -> None:
+        """One pass, if this process leads. Raises LeaseLost, StoreUnavailable."""
+        self._lease = (
+            self._store.renew_lease(self._lease)
+            if self._lease is not None
+            else self._store.acquire_lease(self._holder, _LEASE_S)
+        )
+        if self._lease is None:
+            return
+        for job in self._store.live_jobs():
+            try:
+                self._reconcile(self._lease, job)
+            except Conflict as error:
+                logger.info("looked at again in the next pass: %s", error)  # a client changed it meanwhile
+        try:
+            nodes = self._cluster.nodes()
+        except ClusterUnreachable as error:
+            logger.warning("nothing is started: %s", error)
+            return
+        self._decide(self._lease, nodes)
+
+    # --- what is -----------------------------------------------------------------------------------------------
+
+    def _reconcile(self, lease: Lease, job: JobRecord) -> None:
+        attempt = job.attempt
+        if attempt is None or not attempt.state.live:
+            self._settle(lease, job)
+            return
+        if job.state is JobState.CANCELLING and attempt.leaving_why != "cancel":
+            # First, so that what never reached Ray is not submitted any more.
+            marked = self._store.mark_leaving(lease, job.id, "cancel").attempt
+            assert marked is not None
+            attempt = marked
+        seen, message = self._look(attempt)
+        verdict = judge(attempt, seen, message, self._evidence(attempt))
+        unreachable = isinstance(verdict, Keep) and not verdict.reachable
+        if unreachable != (job.unreachable_since_ms is not None):
+            self._store.set_unreachable(lease, [job.id], self._store.now_ms() if unreachable else None)
+        match verdict:
+            case Submit():
+                self._submit(lease, job, attempt)
+            case Progress(alive):
+                if attempt.submitted_ms is None:
+                    self._store.mark_submitted(lease, attempt.submission_id, self._identity())
+                if alive and attempt.alive_ms is None:
+                    self._store.mark_alive(lease, attempt.submission_id)
+                self._ask_to_leave(lease, job, attempt)
+            case Gone(outcome, cause, detail):
+                if verdict.seen_to_end or cause is None:
+                    self._store.end_attempt(lease, attempt.submission_id, outcome, cause and cause.name, detail)
+                else:
+                    self._store.mark_lost(lease, attempt.submission_id, cause.name, detail)
+                self._conclude(lease, job, verdict)
+
+    def _settle(self, lease: Lease, job: JobRecord) -> None:
+        """A crash fell between the end of the attempt and what follows from it for the job."""
+        attempt = job.attempt
+        if attempt is None or job.state.waits:
+            return
+        verdict = judge(attempt, "ended", attempt.detail or "", self._evidence(attempt))
+        assert isinstance(verdict, Gone)
+        self._conclude(lease, job, verdict)
+
+    def _conclude(self, lease: Lease, job: JobRecord, gone: Gone) -> None:
+        if gone.outcome == "succeeded":
+            models = self._models(job)
+            self._store.finish_job(lease, job.id, JobState.SUCCEEDED, models=models)
+            return
+        newest = self._store.job(job.id)
+        assert newest is not None
+        if newest.state is JobState.CANCELLING:
+            self._store.finish_job(lease, job.id, JobState.CANCELLED, "cancelled", gone.detail)
+            return
+        causes = [Cause[name] for name in newest.failures]
+        again = after_failure(job.id, causes, self._max_failures(job), self._store.now_ms())
+        if gone.final or isinstance(again, GiveUp):
+            cause = "time_limit" if gone.outcome == "limit" else "user_code"
+            self._store.finish_job(lease, job.id, JobState.FAILED, cause, gone.detail)
+            return
+        back = JobState.QUEUED if gone.outcome == "preempted" else JobState.RECOVERING
+        name = gone.cause.name if gone.cause else None
+        self._store.requeue_job(lease, job.id, back, again.not_before_ms, name, gone.detail)
+
+    def _look(self, attempt: AttemptRecord) -> tuple[Seen, str]:
+        try:
+            state = self._jobs.status(attempt.submission_id)
+        except ClusterUnreachable as error:
+            return "unreachable", str(error)
+        except JobFailed as error:  # an answer that says nothing of the job
+            return "unreachable", str(error)
+        except SpecError:
+            return "unknown", ""
+        if state.status in ("STOPPED", "SUCCEEDED", "FAILED"):
+            return "ended", state.message
+        return ("running" if state.status == "RUNNING" else "pending"), state.message
+
+    def _evidence(self, attempt: AttemptRecord) -> RunEvidence:
+        folder = Path(attempt.run_dir)
+        try:
+            complete = read_report(folder).state == "succeeded"
+        except ArtifactError:
+            complete = False
+        return run_evidence(read_lines(folder / "events.jsonl"), attempt.submission_id, complete)
+
+    def _identity(self) -> str | None:
+        try:
+            return self._cluster.identity()
+        except ClusterUnreachable:
+            return None
+
+    @staticmethod
+    def _max_failures(job: JobRecord) -> int:
+        return int((job.spec.get("retry") or {}).get("max_failures", 3))
+
+    @staticmethod
+    def _models(job: JobRecord) -> list[NewModel]:
+        """The selected artifact, with what it came from."""
+        assert job.run_dir is not None
+        report = read_report(Path(job.run_dir))
+        artifact = next(one for one in report.artifacts if one.name == report.selected)
+        document = artifact.to_json()
+        lineage = {key: document.get(key) for key in ("parent", "stage", "recipe")} | {"run_id": report.run_id}
+        return [
+            NewModel(
+                name=job.name,
+                artifact=artifact.name,
+                path=str(Path(job.run_dir) / "artifacts" / artifact.name),
+                spec_hash=job.spec_hash,
+                data_fingerprint=report.dataset.get("fingerprint"),
+                lineage=lineage,
+                measurement=document.get("measurement") or {},
+            )
+        ]
+
+    # --- what follows ------------------------------------------------------------------------------------------
+
+    def _decide(self, lease: Lease, nodes: tuple[Node, ...]) -> None:
+        jobs = self._store.live_jobs()
+        projects = self._store.projects()
+        snapshot = snapshot_of(self._store.now_ms(), nodes, jobs, projects, self._policy)
+        by_id = {job.id: job for job in jobs}
+        reasons: list[Reason] = []
+        for decision in decide(snapshot):
+            try:
+                match decision:
+                    case Start(job, placement):
+                        run_dir = by_id[job].run_dir or str(self._runs / by_id[job].run_id)
+                        action = "resume" if (Path(run_dir) / "spec.yaml").exists() else "run"
+                        attempt = self._store.plan_attempt(
+                            lease, job, placement, run_dir, "resume" if action == "resume" else "run"
+                        )
+                        self._submit(lease, by_id[job], attempt)
+                    case Preempt(for_job, victims, placement):
+                        self._store.set_claim(lease, for_job, placement)
+                        for victim in victims:
+                            self._store.mark_leaving(lease, victim, "preempt")
+                    case DropClaim(job):
+                        self._store.set_claim(lease, job, None)
+                    case Refuse(job, reason):
+                        self._store.finish_job(lease, job, JobState.FAILED, "infeasible", reason)
+                    case Wait(job, reason, reserved_ms, behind):
+                        reasons.append(Reason(job, reason, reserved_ms, behind))
+            except Conflict as error:
+                logger.info("decided again in the next pass: %s", error)
+        self._store.set_reasons(lease, reasons)
+
+    def _submit(self, lease: Lease, job: JobRecord, attempt: AttemptRecord) -> None:
+        """The intent stands in the store. A lost reply leaves it PLANNED: the next pass asks Ray what became of it."""
+        self._store.renew_lease(lease)  # who was overtaken does not submit either
+        folder = self._runs / ".service" / "jobs" / job.run_id / "code"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SPEC_NAME).write_text(yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        identity = self._identity()
+        try:
+            self._jobs.submit(
+                entrypoint(self._runs, Path(attempt.run_dir).name, attempt.action),
+                attempt.submission_id,
+                folder,
+                {
+                    ATTEMPT_VARIABLE: attempt.submission_id,
+                    PLACEMENT_VARIABLE: json.dumps(attempt.placement),
+                },
+            )
+        except ClusterUnreachable as error:
+            logger.warning("%s: %s", attempt.submission_id, error)
+            return
+        except (SpecError, JobFailed) as error:
+            self._store.end_attempt(lease, attempt.submission_id, "lost", Cause.infrastructure.name, str(error))
+            self._conclude(lease, job, Gone("lost", Cause.infrastructure, str(error)))
+            return
+        self._store.mark_submitted(lease, attempt.submission_id, identity)
+
+    def _ask_to_leave(self, lease: Lease, job: JobRecord, attempt: AttemptRecord) -> None:
+        """Says so again in every pass, until it is gone: to stop is to ask, and a request can be lost."""
+        if attempt.leaving_why is None:
+            began_ms = attempt.alive_ms
+            if job.limit_ms is None or began_ms is None or self._store.now_ms() < began_ms + job.limit_ms:
+                return
+            self._store.mark_leaving(lease, job.id, "limit")
+        try:
+            self._jobs.ask_stop(attempt.submission_id)
+        except (ClusterUnreachable, SpecError, JobFailed) as error:
+            logger.info("%s is asked to stop again: %s", attempt.submission_id, error)
+
+
+def entrypoint(runs: Path, run_id: str, action: str, python: Sequence[str] = (sys.executable,)) -> str:
+    """The shell command of an attempt. `exec`: the signal to stop must reach the driver, not a shell around it."""
+    words = [*python, "-m", "orchestrator.cli"]
+    words += ["resume", run_id] if action == "resume" else ["run", SPEC_NAME, "--run-id", run_id]
+    return "exec " + shlex.join([*words, "--address", "auto", "--runs", str(runs)])
