@@ -1,0 +1,109 @@
+"""Every manifest is what its schema asks for, and no misspelt key or value of it passes."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster.manifest_schemas import NAMES, documents, problems
+
+FREE = re.compile(
+    r"""
+    (^|\.)(labels|selector|matchLabels|nodeLabels|nodeSelector|annotations)\.      # names of one's own
+    | (^|\.)(requests|limits)\.                                           # of devices
+    | (^|\.)rayStartParams\.                                              # options of ray start
+    | (^|\.)(data|stringData)\.                                           # contents
+    | ^available_node_types\.[^.]+$ | ^file_mounts\.                       # names of one's own
+    """,
+    re.VERBOSE,
+)
+"""Mappings with names of the user's choice: no schema can tell a misspelt one."""
+
+
+def keys(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(path, mapping, key) of every key of a document; list places are left out of paths."""
+    if isinstance(value, list):
+        for each in value:
+            yield from keys(each, path)
+    elif isinstance(value, dict):
+        for key, below in list(value.items()):
+            here = f"{path}.{key}".lstrip(".")
+            yield here, value, key
+            yield from keys(below, here)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_is_what_its_schema_asks_for(name: str):
+    assert [problem for document in documents(name) for problem in problems(document)] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_misspelt_key_passes(name: str):
+    accepted, refused = [], 0
+    for document in documents(name):
+        for path, mapping, key in keys(document):
+            if FREE.search(path):
+                continue
+            mapping[key + "x"] = mapping.pop(key)
+            if problems(document):
+                refused += 1
+            else:
+                accepted.append(path)
+            mapping[key] = mapping.pop(key + "x")
+        assert problems(document) == []
+    assert accepted == []
+    assert refused >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_value_of_another_type_passes(name: str):
+    accepted = []
+    for document in documents(name):
+        for path, mapping, key in keys(document):
+            if not isinstance(mapping[key], dict | list):
+                continue
+            before = mapping[key]
+            mapping[key] = "neither a list nor a mapping"
+            if not problems(document):
+                accepted.append(path)
+            mapping[key] = before
+    # Ray's own schema looks at no commands.
+    assert [path for path in accepted if not path.endswith("_commands")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("kueue.yaml", "spec.preemption.reclaimWithinCohort", "Anny"),
+        ("kueue.yaml", "spec.preemption.withinClusterQueue", "Lower"),
+        ("kueue.yaml", "spec.queueingStrategy", "FIFO"),
+        ("kueue.yaml", "spec.resourceGroups.flavors.resources.nominalQuota", "16 GPUs"),
+        ("kueue.yaml", "spec.cohortName", "Two Words"),
+        ("kueue.yaml", "value", "high"),
+        ("kueue.yaml", "apiVersion", "kueue.x-k8s.io/v1"),
+        ("ray-cluster.yaml", "kind", "RayClusters"),
+        ("ray-cluster.yaml", "spec.rayVersion", "2.60"),
+        ("ray-cluster.yaml", "spec.authOptions.mode", "tokens"),
+        ("ray-cluster.yaml", "spec.workerGroupSpecs.replicas", "4"),
+        ("ray-cluster.yaml", "spec.headGroupSpec.rayStartParams.num-cpus", 0),
+        ("ray-job.yaml", "spec.submissionMode", "HttpMode"),
+        ("ray-job.yaml", "spec.backoffLimit", -1),
+        ("ray-up-aws.yaml", "max_workers", "four"),
+        ("ray-up-aws.yaml", "provider.type", "awz"),
+        ("ray-up-aws.yaml", "available_node_types.gpu.node_config.InstanceType", "p4d"),
+        ("serve.yaml", "apiVersion", "app/v1"),
+        ("serve.yaml", "spec.replicas", "one"),
+        ("serve.yaml", "spec.template.spec.containers.ports.containerPort", "8470"),
+    ],
+)
+def test_a_wrong_value_is_refused(name: str, path: str, value: Any):
+    changed = 0
+    for document in documents(name):
+        for found, mapping, key in keys(document):
+            if found == path:
+                mapping[key] = value
+                changed += 1
+                assert problems(document) != []
+                break
+    assert changed
