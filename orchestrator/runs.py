@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +55,11 @@ _VERSIONS = (
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that results may depend on; recorded, and no part of a stage's hash."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in _VERSIONS}
 
 

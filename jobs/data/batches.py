@@ -31,6 +31,7 @@ class TrainingBatches:
         self._dataset = dataset
         self._steps = data.augment
         self._seed = seed
+        self._newest = -1, self.order.slice(0, 0)
 
     def share(
         self, step: int, data_rank: int = 0, data_degree: int = 1, part: int = 0, parts: int = 1
@@ -56,14 +57,20 @@ class TrainingBatches:
         return self._places(step, data_rank, data_degree, part, parts)[0]
 
     def _places(self, step: int, data_rank: int, data_degree: int, part: int, parts: int) -> tuple[Ids, Ids]:
-        size = self.order.batch_size
-        first, last = _bounds(0, size, data_rank, data_degree)
+        first, last = _bounds(0, self.order.batch_size, data_rank, data_degree)
         first, last = _bounds(first, last, part, parts)
-        return self.order.slice(step * size + first, step * size + last)
+        ids, epochs = self._batch(step)
+        return ids[first:last], epochs[first:last]
+
+    def _batch(self, step: int) -> tuple[Ids, Ids]:
+        """The whole batch's places, computed once: a step asks for its targets, then for each of its parts."""
+        if self._newest[0] != step:
+            self._newest = step, self.order.batch(step)
+        return self._newest[1]
 
     def targets(self, step: int) -> Array:
         """Labels, values or next tokens of the whole global batch: (batch_size,) or (batch_size, steps)."""
-        return self._dataset.targets("train", self.order.batch(step)[0])
+        return self._dataset.targets("train", self._batch(step)[0])
 
 
 def _bounds(first: int, last: int, index: int, count: int) -> tuple[int, int]:

@@ -176,8 +176,12 @@ class Engine:
         config = deepspeed_config(
             share, mesh.layout, precision=precision, gradient_clip=gradient_clip, nvme_path=nvme_path
         )
-        trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        self._deepspeed = self._initialize(build_optimizer(optimizer, trainable), config)
+        self._trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        self._deepspeed = self._initialize(build_optimizer(optimizer, self._trainable), config)
+        self._alone = self._plain and mesh.layout.data == 1 and mesh.layout.pipeline == 1
+        if self._alone:
+            # DeepSpeed would copy all gradients into one tensor, sum it over a group of one, and copy it back.
+            self._deepspeed.enable_backward_allreduce = False
         if mesh.layout.zero_stage == 3 and precision == "fp32" and mesh.layout.offload == "none":
             _share_weights(self._deepspeed.optimizer)
         self._norms = [layer for layer in self.module.modules() if isinstance(layer, GROUPED)]
@@ -222,8 +226,16 @@ class Engine:
             self._begin_part(batch, ids)
             x = self.inputs(x)
             self._deepspeed.backward(criterion(self._deepspeed(x), y.to(self.device), x))
+            if self._alone and index == self.share.accumulation - 1:
+                self._fill_gradients()
             self._deepspeed.step()
         self._end_batch()
+
+    def _fill_gradients(self) -> None:
+        """Parameters that took no part in the loss get a gradient of zero, as where gradients are summed over ranks."""
+        for parameter in self._trainable:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def set_rate(self, rate: float) -> None:
         for group in self._deepspeed.optimizer.param_groups:

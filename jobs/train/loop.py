@@ -26,7 +26,7 @@ from jobs.spec.compress import Distill
 from jobs.train.checkpoint import Checkpoints, Position
 from jobs.train.engine import Batch, Engine
 from jobs.train.losses import Loss, distillation
-from jobs.train.mesh import Mesh, device, warm_up
+from jobs.train.mesh import Mesh, device, seed_generators, warm_up
 from jobs.train.pipeline import PipelinedEngine
 from jobs.train.schedule import rate
 
@@ -205,7 +205,7 @@ class _Training:
         """One global batch: forward, backward, update. The sum over samples is divided by the whole batch's weight."""
         share, place = self.share, self.mesh.coordinate
         # For layers of the user's own that draw: a function of the place in the run, so that a resume needs no state.
-        torch.manual_seed(((self.train.seed * 1_000_003 + step) * 65_537 + place.data) % 2**63)
+        seed_generators(((self.train.seed * 1_000_003 + step) * 65_537 + place.data) % 2**63)
         if self.before_step is not None:
             self.before_step(self.engine.module, step, self.total_steps)
         self.engine.set_rate(rate(self.train.schedule, self.train.optimizer.lr, step, self.total_steps))

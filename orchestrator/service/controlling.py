@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local import LocalCluster, cluster_home
+from cluster.observe import Dashboard
 from cluster.submit import RayJobs
 from jobs.errors import SpecError
+from orchestrator.controller import Controller
+from orchestrator.controller.view import RayCluster
+from orchestrator.scheduling import Policy
 from orchestrator.service.here import ClusterNodes
 from orchestrator.service.serving import Loop
 from orchestrator.store import Store
@@ -44,13 +48,14 @@ def ray_side(given: str | None, store: Store, runs: Path, *, api_only: bool) -> 
     Raises SpecError where none is known, unless the service only answers.
     """
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or _local_address()
-    jobs = RayJobs(address) if address else None
     if api_only:
-        return RaySide(address, jobs, None, NoController())
+        return RaySide(address, RayJobs(address) if address else None, None, NoController())
     if address is None:
         what = "the address of Ray's dashboard is needed, or a local cluster: thresher cluster up"
         raise SpecError.at("--ray", what, allowed="http://head:8265; or --api-only")
-    raise SpecError.at("--api-only", "not supported yet: a service that starts jobs by itself", allowed="--api-only")
+    jobs = RayJobs(address)
+    cluster = RayCluster(Dashboard(address))
+    return RaySide(address, jobs, cluster, Controller(store, jobs, cluster, runs, Policy()))
 
 
 def _local_address() -> str | None:
