@@ -1,6 +1,7 @@
 """Whom a job may ask to leave, and whom it does.
 
-Within its project: gangs of lower priority. Across projects of its pool, if it stays within nominal itself: gangs of
+Within its project: gangs of lower priority, but none that would come before it again once it waits: what the project
+owns goes first to who stays within it, so a job that borrows evicts no gang that would not. Across projects of its pool, if it stays within nominal itself: gangs of
 projects that borrow, as long as they still do. Order: other projects first, then lowest priority, then newest. They
 are added until the job fits, then those that were not needed are dropped in reverse: no smaller part would do.
 """
@@ -129,4 +130,15 @@ class Victims:
                 chosen.remove(candidate)
             else:
                 room.give([(candidate.holding, candidate.end_ms)])
-        return chosen, room
+        return (chosen, room) if self._stay_behind(ask, chosen) else None
+
+    def _stay_behind(self, ask: Ask, chosen: list[Candidate]) -> bool:
+        """Whether the victims of the job's own project come after it in the order that they will wait in."""
+        books, project = self._books, ask.project
+        own = [books.needs(victim.gang) for victim in chosen if victim.holding.project == project]
+        rest = list(books.staying[project])
+        for needs in own:
+            for column, amount in needs:
+                rest[column] -= amount
+        within = books.quotas.within_nominal
+        return within(project, ask.needs, rest) or not any(within(project, needs, rest) for needs in own)

@@ -236,3 +236,18 @@ def test_backoff_doubles_up_to_an_hour_and_only_user_code_counts():
     assert after_failure("7", [*lost, Cause.preempted], 0, 5) == Retry(5)
     assert isinstance(after_failure("7", [Cause.user_code] * 2, 1, 5), GiveUp)
     assert isinstance(after_failure("7", [Cause.user_code], 1, 5), Retry)
+
+
+def test_who_borrows_evicts_no_gang_of_its_project_that_would_come_before_it_again():
+    """The order prefers jobs within nominal: evicted by a borrower, one would be started again first, without end."""
+    owners = (Project("x", Quota({"CPU": 4000})), Project("y", Quota({"CPU": 4000})))
+    borrower = job("high", Demand.of(2, CPU=4), 1, "y")
+    within = job("low", Demand.of(2, CPU=2), 0, "y", at=1, limit_ms=600_000)
+    snapshot = Snapshot(NOW, TWO, (), (Pending(borrower), Pending(within)), owners, Policy(2, 20_000))
+    decisions = check(snapshot)
+    assert [d.job for d in decisions if isinstance(d, Start)] == ["low"]
+    assert not [d for d in decisions if isinstance(d, Preempt)]
+    # Both within nominal, or both beyond: priority decides.
+    same = replace(snapshot, pending=(Pending(job("high", one(4), 1, "y")),), gangs=(Gang(within, ("a", "a"), NOW),))
+    other = Gang(job("x", one(4), project="x"), ("b",), NOW)
+    assert [d.victims for d in check(replace(same, gangs=(*same.gangs, other))) if isinstance(d, Preempt)] == [("low",)]
