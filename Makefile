@@ -1,6 +1,7 @@
 # make demo    set up, then run examples/digits.yaml to its report
 # make fast    set up, then the tests that take seconds, on two cores
 # make slow    the tests that take minutes each
+# make chaos   60 jobs on three Ray nodes while the service, drivers, workers, nodes and the database die
 # make parity  every layout against one process, and the tables of docs/layouts.md
 # make test    set up, then everything that must hold: style, types, import directions, tests
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FAST := tests/jobs tests/cluster tests/orchestrator
 
-.PHONY: install demo test check fast slow parity bench clean
+.PHONY: install demo test check fast slow chaos parity bench clean
 
 install: $(READY)
 
@@ -38,6 +39,9 @@ test: check fast
 
 slow: install
 	$(BIN)/python -m pytest -q -m slow --timeout 1200
+
+chaos: install
+	$(BIN)/python -m tests.service.chaos
 
 parity: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.multiprocess.parity --docs docs/layouts.md

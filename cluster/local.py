@@ -191,6 +191,20 @@ class LocalCluster:
         self._state = replace(self._state, nodes=tuple(node for node in self._state.nodes if node != number))
         self._write_state()
 
+    def restart(self) -> None:
+        """Ends all nodes as a loss of power would, and starts as many at the old address: a head that has lost all.
+
+        Raises ClusterUnreachable.
+        """
+        others = len(self._state.nodes) - 1
+        _kill(self._state.id, None)
+        self._state = replace(self._state, nodes=())
+        self._await_start(0, self._spawn(0), time.monotonic() + self._timeout_s)
+        self._state = replace(self._state, nodes=(0,))
+        self._write_state()
+        self._await_dashboard()
+        self._start_nodes(others)
+
     def stop(self) -> None:
         """Ends every process of every node, and removes what they wrote. May be repeated."""
         processes = [process for process, _ in _marked(self._state.id)]

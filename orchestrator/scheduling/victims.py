@@ -1,9 +1,10 @@
 """Whom a job may ask to leave, and whom it does.
 
 Within its project: gangs of lower priority, but none that would come before it again once it waits: what the project
-owns goes first to who stays within it, so a job that borrows evicts no gang that would not. Across projects of its pool, if it stays within nominal itself: gangs of
-projects that borrow, as long as they still do. Order: other projects first, then lowest priority, then newest. They
-are added until the job fits, then those that were not needed are dropped in reverse: no smaller part would do.
+owns goes first to who stays within it, so a job that borrows evicts no gang that would not. Across projects of its
+pool, if it stays within nominal itself: gangs of projects that borrow, as long as they still do. Order: other
+projects first, then lowest priority, then newest. They are added until the job fits, then those that were not needed
+are dropped in reverse: no smaller part would do.
 """
 
 from collections import defaultdict

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +27,19 @@ class Served:
     log: Path
 
 
-def start(runs: Path, log: Path, port: int = 0, *options: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+def start(
+    runs: Path, log: Path, port: int = 0, *options: str, env: Mapping[str, str] = os.environ, api_only: bool = True
+) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """The process, and what it said once it could be reached."""
-    command = [sys.executable, "-m", "orchestrator.cli", "serve", "--api-only", "--json", "--runs", str(runs)]
+    command = [sys.executable, "-m", "orchestrator.cli", "serve", "--json", "--runs", str(runs)]
+    command += ["--api-only"] if api_only else []
     with log.open("a") as file:
         process = subprocess.Popen(
             [*command, "--port", str(port), *options],
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env={**env, "PYTHONPATH": str(ROOT)},
         )
     assert process.stdout is not None
     text = ""
