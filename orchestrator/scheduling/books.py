@@ -12,10 +12,15 @@ from orchestrator.scheduling.records import Demand, Gang, Job, Node, Project, Re
 
 
 class Books:
-    """What does not change within a pass, and the ledger that does."""
+    """What does not change within a pass, and the ledger that does.
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    Args:
+        holdings: what gangs hold, by job: kept from one pass to the next, in which nodes and projects are the same.
+    """
+
+    def __init__(self, snapshot: Snapshot, holdings: dict[str, Holding] | None = None) -> None:
         self.snapshot = snapshot
+        self._holdings = {} if holdings is None else holdings
         self.now_ms = snapshot.now_ms
         self.soon_ms = snapshot.now_ms + max(1, snapshot.policy.grace_ms)
         """When a gang is gone that is told to leave now."""
@@ -61,12 +66,14 @@ class Books:
         """With what they hold and when they are expected to end."""
         self.ledger = Ledger(self.quotas, self.now_ms, self.totals - taken, usage)
         for gang in gangs:
-            holding, end_ms = self._holding(gang), self._end(gang)
+            holding, end_ms = self._holdings.get(gang.job.id), self._end(gang)
+            if holding is None:
+                holding = self._holdings[gang.job.id] = self._holding(gang)
             self.gangs.append((gang, holding, end_ms))
-            self.ledger.now.take(holding)
             self.ledger.release_at(holding, end_ms)
             if gang.leaving_since_ms is None:
                 self.stays(holding.project, self.needs(gang))
+        self.ledger.now.take_all([holding for _, holding, _ in self.gangs])
 
     def needs(self, gang: Gang) -> Needs:
         demand = gang.job.demand

@@ -4,12 +4,15 @@ A pass goes through the queue once. What it decides is then put into the snapsho
 until there is nothing left to decide: so a second call, once the decisions were carried out, decides nothing.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from orchestrator.scheduling.admission import fits_idle, infeasible
 from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.ledger import NEVER, Ask, Holding, Places
-from orchestrator.scheduling.lines import Line, Lines, alike
+from orchestrator.scheduling.lines import Line, Lines, alike, still_alike
 from orchestrator.scheduling.placing import place
 from orchestrator.scheduling.reasons import (
     behind_text,
@@ -26,6 +29,7 @@ from orchestrator.scheduling.records import (
     Job,
     Pending,
     Preempt,
+    Project,
     Refuse,
     Snapshot,
     Start,
@@ -37,14 +41,32 @@ from orchestrator.scheduling.victims import Victims
 def decide(snapshot: Snapshot) -> list[Decision]:
     """All that is to be done now; `Wait` only for jobs whose reason is not the one that they have."""
     decisions: list[Decision] = []
-    while True:
-        found = _Pass(snapshot)
-        found.run()
-        decisions += found.acts
-        if not found.acts:
-            break
-        snapshot = apply(snapshot, found.acts)
-    return decisions + found.waits
+    holdings: dict[str, Holding] = {}
+    used = {gang.job.project for gang in snapshot.gangs} | {one.job.project for one in snapshot.pending}
+    unnamed = sorted(used - {project.name for project in snapshot.projects})
+    snapshot = replace(snapshot, projects=(*snapshot.projects, *map(Project, unnamed)))
+    with _without_collections():
+        groups = alike(snapshot.pending)
+        while True:
+            found = _Pass(snapshot, holdings)
+            found.run(groups)
+            decisions += found.acts
+            if not found.acts:
+                return decisions + found.waits
+            snapshot = apply(snapshot, found.acts)
+            groups = still_alike(groups, snapshot.pending)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Nothing here refers to itself in a circle, and looking for such among 10,000 jobs takes as long as deciding."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def apply(snapshot: Snapshot, decisions: list[Decision]) -> Snapshot:
@@ -71,9 +93,9 @@ def apply(snapshot: Snapshot, decisions: list[Decision]) -> Snapshot:
 class _Pass:
     """The queue gone through once. `acts` changes something, `waits` says why the rest does not start."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, holdings: dict[str, Holding]) -> None:
         self._snapshot = snapshot
-        self._books = Books(snapshot)
+        self._books = Books(snapshot, holdings)
         self._ledger = self._books.ledger
         self._victims = Victims(self._books)
         self._reservations_left = snapshot.policy.reservations
@@ -83,10 +105,10 @@ class _Pass:
         self.acts: list[Decision] = []
         self.waits: list[Wait] = []
 
-    def run(self) -> None:
+    def run(self, groups: list[list[Pending]]) -> None:
         lines = []
         claiming = []
-        for group in alike(self._snapshot.pending):
+        for group in groups:
             ask = self._feasible(group)
             if ask is None:
                 continue

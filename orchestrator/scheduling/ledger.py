@@ -49,6 +49,13 @@ class Moment:
         self.free[holding.rows] -= sign * holding.held
         self.usage[holding.project] += sign * holding.total
 
+    def take_all(self, holdings: Sequence[Holding]) -> None:
+        if holdings:
+            rows = np.concatenate([holding.rows for holding in holdings])
+            np.subtract.at(self.free, rows, np.concatenate([holding.held for holding in holdings]))
+            projects = np.array([holding.project for holding in holdings], np.int64)
+            np.add.at(self.usage, projects, np.array([holding.total for holding in holdings]))
+
 
 @dataclass(frozen=True)
 class Ask:

@@ -38,11 +38,16 @@ class Line:
 def alike(pending: Iterable[Pending]) -> list[list[Pending]]:
     """Jobs grouped by all that a decision looks at, each group oldest first."""
     groups: dict[tuple[object, ...], list[Pending]] = {}
-    for one in pending:
+    for one in sorted(pending, key=_in_turn):
         groups.setdefault(_alike(one), []).append(one)
-    for group in groups.values():
-        group.sort(key=_in_turn)
-    return sorted(groups.values(), key=lambda group: _in_turn(group[0]))
+    return list(groups.values())
+
+
+def still_alike(groups: Iterable[list[Pending]], pending: Iterable[Pending]) -> list[list[Pending]]:
+    """The groups without those that wait no longer: what `alike` would give, in less time."""
+    by_id = {one.job.id: one for one in pending}
+    left = ([by_id[one.job.id] for one in group if one.job.id in by_id] for group in groups)
+    return [group for group in left if group]
 
 
 class Lines:

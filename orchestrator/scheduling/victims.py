@@ -1,10 +1,10 @@
 """Whom a job may ask to leave, and whom it does.
 
-Within its project: gangs of lower priority, but none that would come before it again once it waits: what the project
-owns goes first to who stays within it, so a job that borrows evicts no gang that would not. Across projects of its
-pool, if it stays within nominal itself: gangs of projects that borrow, as long as they still do. Order: other
-projects first, then lowest priority, then newest. They are added until the job fits, then those that were not needed
-are dropped in reverse: no smaller part would do.
+Within its project: gangs of lower priority. Across projects of its pool, if it stays within nominal itself: gangs of
+projects that borrow, as long as they still do. None that would come before it again once it waits: neither a gang
+within nominal for a job that borrows, nor one within nominal of no lower priority. Order: other projects first, then
+lowest priority, then newest. They are added until the job fits, then those that were not needed are dropped in
+reverse: no smaller part would do.
 """
 
 from collections import defaultdict
@@ -67,14 +67,16 @@ class Victims:
     def choose(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Room] | None:
         """Victims, and the room that the job then has; None when even all of them would not do."""
         candidates, _ = self._candidates(job, ask, reclaims)
-        found = self._greedy(ask, candidates)
+        found = self._greedy(job, ask, candidates)
         if found is None and 1 < len(candidates) <= _FEW:
             # The order may spend what a borrower owes on gangs that do not help: then others first, the largest before.
             columns, amounts = ask.bundle.columns, ask.bundle.amounts
             helps = [int((1000 * c.holding.held[:, columns] // amounts).sum()) for c in candidates]
             largest = sorted(range(len(candidates)), key=lambda i: (-helps[i], i))
             orders = [largest] + [[first, *(i for i in range(len(candidates)) if i != first)] for first in largest]
-            found = next(filter(None, (self._greedy(ask, [candidates[i] for i in order]) for order in orders)), None)
+            found = next(
+                filter(None, (self._greedy(job, ask, [candidates[i] for i in order]) for order in orders)), None
+            )
         return found
 
     def _candidates(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Amounts]:
@@ -108,7 +110,7 @@ class Victims:
         ]
         return sorted(found, key=lambda c: (c.gang.job.priority, -c.gang.started_ms, c.gang.job.id))
 
-    def _greedy(self, ask: Ask, candidates: list[Candidate]) -> tuple[list[Candidate], Room] | None:
+    def _greedy(self, job: Job, ask: Ask, candidates: list[Candidate]) -> tuple[list[Candidate], Room] | None:
         books = self._books
         room = books.ledger.room(ask, books.soon_ms)
         staying = [list(row) for row in books.staying]
@@ -131,15 +133,22 @@ class Victims:
                 chosen.remove(candidate)
             else:
                 room.give([(candidate.holding, candidate.end_ms)])
-        return (chosen, room) if self._stay_behind(ask, chosen) else None
+        return (chosen, room) if self._stay_behind(job, ask, chosen) else None
 
-    def _stay_behind(self, ask: Ask, chosen: list[Candidate]) -> bool:
-        """Whether the victims of the job's own project come after it in the order that they will wait in."""
-        books, project = self._books, ask.project
-        own = [books.needs(victim.gang) for victim in chosen if victim.holding.project == project]
-        rest = list(books.staying[project])
-        for needs in own:
-            for column, amount in needs:
-                rest[column] -= amount
-        within = books.quotas.within_nominal
-        return within(project, ask.needs, rest) or not any(within(project, needs, rest) for needs in own)
+    def _stay_behind(self, job: Job, ask: Ask, chosen: list[Candidate]) -> bool:
+        """Whether all victims come after the job in the order that they will wait in.
+
+        Otherwise one could be started again first, if the victims leave late and the claim on their places is dropped.
+        """
+        books, within = self._books, self._books.quotas.within_nominal
+        rest = {victim.holding.project: list(books.staying[victim.holding.project]) for victim in chosen}
+        rest.setdefault(ask.project, list(books.staying[ask.project]))
+        for victim in chosen:
+            for column, amount in books.needs(victim.gang):
+                rest[victim.holding.project][column] -= amount
+        owns = within(ask.project, ask.needs, rest[ask.project])
+        return not any(
+            within(victim.holding.project, books.needs(victim.gang), rest[victim.holding.project])
+            and (not owns or victim.gang.job.priority >= job.priority)
+            for victim in chosen
+        )

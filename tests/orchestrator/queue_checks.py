@@ -140,9 +140,11 @@ def legal_victims(snapshot: Snapshot, job: Job, victims: frozenset[str]) -> bool
         return False
     reclaims = within_nominal(snapshot, job, usage(snapshot, away))
     rest = usage(snapshot, away | victims)
-    own = [by_name[name].job for name in victims if by_name[name].job.project == job.project]
-    if not within_nominal(snapshot, job, rest) and any(within_nominal(snapshot, other, rest) for other in own):
-        return False  # They would come before it again.
+    owns = within_nominal(snapshot, job, rest)
+    for name in victims:
+        other = by_name[name].job
+        if within_nominal(snapshot, other, rest) and (not owns or other.priority >= job.priority):
+            return False  # It would come before the job again.
     for order in itertools.islice(itertools.permutations(sorted(victims)), 720):
         gone = away
         for name in order:
