@@ -152,7 +152,8 @@ def _figures(card: Mapping[str, Any], measurement: Measurement | None) -> list[s
         heading,
         "Through the exported file, in the runtime that serves it. Intervals are 95 %.",
         _table(("figure", "value", "interval, or against", "n"), rows),
-        "Parity is to the model that the file was exported from.",
+        "Parity is to the model that the file was exported from."
+        + (" Of an archive, all but its size is that of the file it restores." if card["stage"] == "pack" else ""),
     ]
 
 

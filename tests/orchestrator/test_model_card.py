@@ -89,8 +89,10 @@ def test_tokens_are_whole_numbers_and_synthetic_data_are_called_so_first() -> No
 
 def test_a_pack_is_unpacked_before_it_runs() -> None:
     report = a_report()
-    packed = a_card(report, "dense", files=[{"path": "model.thpack", "bytes": 5666, "sha256": SHA}])
-    assert "after `thresher unpack model.thpack --out .`:" in card_text(packed, report)
+    files = [{"path": "model.thpack", "bytes": 5666, "sha256": SHA}]
+    text = card_text(a_card(report, "dense", stage="pack", files=files), report)
+    assert "after `thresher unpack model.thpack --out .`:" in text
+    assert "all but its size is that of the file it restores" in text
 
 
 @pytest.mark.parametrize("left_out", [True, False])
