@@ -21,6 +21,7 @@ from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
 from orchestrator.family import family
 from orchestrator.layouts import planned_layouts
+from orchestrator.model_card import write_model_cards
 from orchestrator.plan import most_evaluations
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
@@ -295,6 +296,7 @@ def _conclude(job: Job, models: list[Model]) -> RunReport:
         curves=training_curves(models, stages),
         slots=job.slots,
     )
+    write_model_cards(report, run.folder)
     write_report(report, run.folder)
     dense = next(a for a in selection.artifacts if a.name == "dense")
     if spec.compress.budget.required and not dense.fits_budget and selection.selected == "dense":

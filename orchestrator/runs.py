@@ -1,7 +1,7 @@
 """Where things stand on disk: the run's own folder, and the stages that runs share.
 
     <storage>/<run_id>/                spec.yaml, plan.json, events.jsonl, metrics.jsonl, trials.parquet, stages/,
-                                       artifacts/, report.json, report.html
+                                       artifacts/<name>/ (artifact.json, card.md, model files), report.json, report.html
     <storage>/stages/<hash>/           a complete stage: its files, and manifest.json, written last
     <storage>/stages/<hash>.partial/   one at work, or broken off: the next attempt goes on from what is there
     <storage>/datasets/<fingerprint>/  prepared data

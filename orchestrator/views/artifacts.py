@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -22,7 +23,7 @@ from orchestrator.units import (
     significant,
 )
 from orchestrator.verdict import p50
-from orchestrator.views.common import STAGE_SHAPES, STAGE_WORDS, Subject, change_interval, metric_scale
+from orchestrator.views.common import MODEL_CARD_NAME, STAGE_SHAPES, STAGE_WORDS, Subject, change_interval, metric_scale
 
 MAX_ARTIFACTS = 60
 
@@ -45,6 +46,8 @@ class ArtifactRow:
     pareto: bool
     fits: bool
     verdict: str
+    card: str
+    """Where its model card lies, from the page's folder."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def _row(artifact: Artifact, subject: Subject) -> ArtifactRow:
         pareto=artifact.pareto,
         fits=artifact.fits_budget,
         verdict=artifact.verdict,
+        card=f"artifacts/{quote(artifact.name, safe='')}/{MODEL_CARD_NAME}",
     )
 
 

@@ -13,6 +13,8 @@ from orchestrator.units import PERCENT_METRICS, format_change
 
 Row = TypeVar("Row")
 
+MODEL_CARD_NAME = "card.md"
+"""Beside each artifact.json; the page links it."""
 STAGE_WORDS = {
     "dense": "dense",
     "prune": "pruned",

@@ -45,14 +45,15 @@ class Headline:
 
 def headline(report: RunReport, subject: Subject) -> Headline:
     return Headline(
-        notice=_notice(report),
+        notice=notice(report),
         statement=_statement(report, subject),
         tiles=_tiles(report, subject),
         facts=tuple(_facts(report)),
     )
 
 
-def _notice(report: RunReport) -> str:
+def notice(report: RunReport) -> str:
+    """What to know of the data before any figure; empty where there is nothing."""
     source = dig(report.spec, "data.source", {})
     named = " ".join(str(source.get(key, "")) for key in ("name", "path"))
     if "synthetic" not in named.lower():

@@ -405,8 +405,10 @@ def test_every_page_is_well_formed_and_loads_nothing(report: RunReport) -> None:
         if tag == "link":
             assert attributes == {"rel": "icon", "href": "data:,"}
         if tag == "a":
-            assert (attributes["href"] or "").startswith("#")
-    anchors = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+            assert re.fullmatch(r"#.*|artifacts/[\w%.-]+/card\.md", attributes["href"] or "")
+    links = {attributes["href"] or "" for tag, attributes in page.tags if tag == "a"}
+    assert {link for link in links if link[0] != "#"} == {f"artifacts/{a.name}/card.md" for a in report.artifacts}
+    anchors = {link for link in links if link[0] == "#"}
     assert anchors <= {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
 
 
