@@ -1,12 +1,18 @@
 """Every manifest is what its schema asks for, and no misspelt key or value of it passes."""
 
+import inspect
 import re
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
-from tests.cluster.manifest_schemas import NAMES, documents, problems
+from orchestrator.service.routes import health
+from orchestrator.service_commands import serve
+from tests.cluster.manifest_schemas import NAMES, documents, objects, pod_specs, problems
 
 FREE = re.compile(
     r"""
@@ -107,3 +113,35 @@ def test_a_wrong_value_is_refused(name: str, path: str, value: Any):
                 assert problems(document) != []
                 break
     assert changed
+
+
+def test_rays_version_is_one_that_the_project_allows():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (ray,) = [each for each in map(Requirement, project["dependencies"]) if each.name == "ray"]
+    versions = [each["spec"]["rayVersion"] for each in objects("RayCluster")]
+    versions += [each["spec"]["rayClusterSpec"]["rayVersion"] for each in objects("RayJob")]
+    assert len(versions) >= 2
+    assert [version for version in versions if version not in ray.specifier] == []
+
+
+def test_the_service_is_probed_where_it_answers():
+    (deployment,) = objects("Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    routes = {getattr(route, "path", None) for route in health.router.routes}
+    assert {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")} <= routes
+    port = inspect.signature(serve).parameters["port"].default
+    assert container["ports"] == [{"containerPort": port, "name": "https"}]
+    assert f"--port={port}" in container["args"]
+
+
+def test_every_secret_that_is_named_is_in_the_example():
+    known = {each["metadata"]["name"]: set(each["stringData"]) for each in documents("secrets.example.yaml")}
+    named = {each["spec"]["authOptions"]["secretName"] for each in objects("RayCluster")}
+    for _, pod in pod_specs():
+        named |= {each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
+        for container in pod["containers"]:
+            for variable in container.get("env", []):
+                if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    named.add(reference["name"])
+                    assert reference["key"] in known[reference["name"]]
+    assert named == set(known)
