@@ -26,7 +26,7 @@ _DAY_S = 86_400
 def serve(
     runs: Annotated[str, typer.Option("--runs", help="The storage: runs, stages, data sets, the database.")] = "runs",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8470,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8421,
     ray: Annotated[
         str | None, typer.Option("--ray", help="Ray's dashboard, http://head:8265; default: the local cluster's.")
     ] = None,

@@ -1,6 +1,6 @@
 """The service from Python, for an event loop: as `Client`, with `async` and `await`.
 
-async with AsyncClient("http://127.0.0.1:8470", token) as client:
+async with AsyncClient("http://127.0.0.1:8421", token) as client:
     job = await client.submit(JobSpec.load("examples/digits.yaml"))
     async for text in client.logs(job.id, follow=True):
         print(text, end="")

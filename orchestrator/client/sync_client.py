@@ -1,6 +1,6 @@
 """The service from Python.
 
-with Client("http://127.0.0.1:8470", token) as client:
+with Client("http://127.0.0.1:8421", token) as client:
     job = client.submit(JobSpec.load("examples/digits.yaml"))
     for text in client.logs(job.id, follow=True):
         print(text, end="")

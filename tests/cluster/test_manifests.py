@@ -100,7 +100,7 @@ def test_no_value_of_another_type_passes(name: str):
         ("ray-up-aws.yaml", "available_node_types.gpu.node_config.InstanceType", "p4d"),
         ("serve.yaml", "apiVersion", "app/v1"),
         ("serve.yaml", "spec.replicas", "one"),
-        ("serve.yaml", "spec.template.spec.containers.ports.containerPort", "8470"),
+        ("serve.yaml", "spec.template.spec.containers.ports.containerPort", "8421"),
     ],
 )
 def test_a_wrong_value_is_refused(name: str, path: str, value: Any):
