@@ -100,6 +100,8 @@ class Controller:
                 self._lease = None
             except StoreUnavailable as error:
                 logger.warning("the database is away, and nothing is changed: %s", error)
+            except OSError as error:
+                logger.warning("a run directory cannot be read, and nothing is changed: %s", error)
             self._wake.wait(_PERIOD_S)
         if self._lease is not None:
             self._store.release_lease(self._lease)
@@ -274,8 +276,13 @@ class Controller:
         """The intent stands in the store. A lost reply leaves it PLANNED: the next pass asks Ray what became of it."""
         self._store.renew_lease(lease)  # who was overtaken does not submit either
         folder = self._runs / ".service" / "jobs" / job.run_id / "code"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC_NAME).write_text(yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True)
+            (folder / SPEC_NAME).write_text(text, encoding="utf-8")
+        except OSError as error:
+            logger.warning("%s is submitted once the spec can be written: %s", attempt.submission_id, error)
+            return
         identity = self._identity()
         try:
             self._jobs.submit(

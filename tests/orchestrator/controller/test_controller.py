@@ -150,3 +150,17 @@ def test_who_was_overtaken_neither_writes_nor_submits(world):
         world.controller.step()
     assert world.ray.submitted == []
     assert world.now(job).state is JobState.QUEUED
+
+
+def test_a_spec_that_cannot_be_written_delays_its_job_alone(world):
+    """As on a full disk: here a file lies where the folder is to be."""
+    job = world.submit()
+    blocked = world.folder / ".service" / "jobs" / job.run_id
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way")
+    world.controller.step()
+    assert world.now(job).state is JobState.STARTING
+    assert world.ray.submitted == []
+    blocked.unlink()
+    world.controller.step()
+    assert world.ray.submitted == [f"{job.id}-1"]
