@@ -228,6 +228,9 @@ def judge(of: World, records: list[JobRecord], failing: int) -> tuple[Counter[st
             complete = (folder / "report.json").exists()
             if complete != (expected == "SUCCEEDED"):
                 wrong.append(f"{record.id}: {record.state.value} and {'a' if complete else 'no'} report")
+        registered = Counter(model.job_id for model in store.models("default", "short"))
+        if registered != Counter(record.id for record in records[failing:]):
+            wrong.append(f"registered models: {dict(registered)}")
     if leaked := of.leaked():
         wrong.append(f"left behind: {leaked}")
     return states, wrong

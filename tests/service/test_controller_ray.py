@@ -22,6 +22,7 @@ SPEC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 def test_a_job_ends_with_a_registered_model(tmp_path, monkeypatch):
     with LocalCluster(nodes=3, cpus_per_node=1) as cluster, Store.open(f"sqlite:///{tmp_path}/thresher.db") as store:
