@@ -59,7 +59,7 @@ def decide(snapshot: Snapshot) -> list[Decision]:
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """Nothing here refers to itself in a circle, and to look for such among 10,000 jobs takes a good part of the time."""
+    """Nothing here refers to itself in a circle; to look for such among 10,000 jobs takes a good part of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
