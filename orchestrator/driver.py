@@ -24,7 +24,7 @@ from jobs.storage import read_json, write_json
 from orchestrator.layouts import planned_layouts
 from orchestrator.pipeline import Found, Job, explore, perform, prepare
 from orchestrator.plan import plan_job
-from orchestrator.runs import Run, Storage
+from orchestrator.runs import ATTEMPT_VARIABLE, Run, Storage
 from orchestrator.stages import Stages
 from orchestrator.watching import Watcher
 
@@ -105,7 +105,7 @@ def resume_run(
     watcher = watcher or Watcher()
     run.listeners += [*listeners, watcher]
     with run.driving(), _stop_on_sigterm():
-        attempt = {"attempt": os.environ["THRESHER_ATTEMPT"]} if "THRESHER_ATTEMPT" in os.environ else {}
+        attempt = {"attempt": os.environ[ATTEMPT_VARIABLE]} if ATTEMPT_VARIABLE in os.environ else {}
         run.event("started", run_id=run.id, run_dir=str(run.folder), name=run.spec.name, **attempt)
         try:
             report = _drive(run, storage, address, watcher, on_found)

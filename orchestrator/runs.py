@@ -40,6 +40,9 @@ MANIFEST = "manifest.json"
 RUN_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,150}$")
 RESERVED = ("stages", "datasets")
 CLAIM_TIMEOUT_S = 24 * 3600.0
+ATTEMPT_VARIABLE = "THRESHER_ATTEMPT"
+"""In the environment of a driver that the service started: its submission id, which the event `started` repeats."""
+
 _VERSIONS = (
     "thresher",
     "torch",

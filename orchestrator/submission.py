@@ -1,6 +1,5 @@
 """Jobs sent to a Ray cluster through its Jobs API, without the service."""
 
-import copy
 import secrets
 import shlex
 import sys
@@ -14,6 +13,7 @@ import yaml
 from cluster.submit import RayJobs
 from jobs.code import copy_modules
 from jobs.spec import JobSpec
+from jobs.spec.paths import with_absolute_paths
 
 SPEC_NAME = "thresher-job.yaml"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -87,25 +87,3 @@ def exit_code(state: Any) -> int:
     if state.status == "SUCCEEDED":
         return 0
     return state.exit_code or 1
-
-
-_PATHS = (("data", "source", "path"), ("data", "source", "tokenizer", "file"), ("model", "args", "path"))
-"""Keys of a spec that name files here, which the cluster is to find under the same names."""
-
-
-def with_absolute_paths(document: dict[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(document)
-    for *sections, key in _PATHS:
-        section: Any = result
-        for name in sections:
-            section = section.get(name) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(section.get(key), str) and not _of_users_own(result, sections):
-            section[key] = str(Path(section[key]).absolute())
-    if "code" in document:
-        result["code"]["working_dir"] = "."
-    return result
-
-
-def _of_users_own(document: dict[str, Any], sections: list[str]) -> bool:
-    """Whether these are arguments of the user's own factory: what they mean is not known."""
-    return sections[0] == "model" and ":" in document["model"]["name"]

@@ -34,7 +34,7 @@ class Submission:
 
 def submission(spec: JobSpec | dict[str, Any]) -> Submission:
     """What is sent for a spec: paths made absolute, and the user's modules packed, if it uses any."""
-    from orchestrator.submission import with_absolute_paths
+    from jobs.spec.paths import with_absolute_paths
 
     parsed = spec if isinstance(spec, JobSpec) else JobSpec.parse(spec)
     document = with_absolute_paths(parsed.document())

@@ -21,7 +21,6 @@ import yaml
 from cluster.placement import PLACEMENT_VARIABLE
 from jobs.errors import ArtifactError, ClusterUnreachable, JobFailed, SpecError
 from orchestrator.controller.evidence import (
-    ATTEMPT_VARIABLE,
     Gone,
     Keep,
     Progress,
@@ -33,10 +32,10 @@ from orchestrator.controller.evidence import (
 )
 from orchestrator.controller.snapshot import snapshot_of
 from orchestrator.report import read_report
-from orchestrator.runs import read_lines
+from orchestrator.runs import ATTEMPT_VARIABLE, read_lines
 from orchestrator.scheduling import DropClaim, Node, Policy, Preempt, Refuse, Start, Wait, decide
 from orchestrator.scheduling.retry import Cause, GiveUp, after_failure
-from orchestrator.store import AttemptRecord, JobRecord, JobState, Lease, NewModel, Reason, Store
+from orchestrator.store import Action, AttemptRecord, JobRecord, JobState, Lease, NewModel, Reason, Store
 from orchestrator.store.errors import Conflict, LeaseLost, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Submissions(Protocol):
 
 
 class ClusterView(Protocol):
-    """What is asked of `cluster.observe.Observed`. Both raise ClusterUnreachable."""
+    """What is asked of `orchestrator.controller.view.RayCluster`. Both raise ClusterUnreachable."""
 
     def nodes(self) -> tuple[Node, ...]: ...
     def identity(self) -> str: ...
@@ -253,10 +252,8 @@ class Controller:
                 match decision:
                     case Start(job, placement):
                         run_dir = by_id[job].run_dir or str(self._runs / by_id[job].run_id)
-                        action = "resume" if (Path(run_dir) / "spec.yaml").exists() else "run"
-                        attempt = self._store.plan_attempt(
-                            lease, job, placement, run_dir, "resume" if action == "resume" else "run"
-                        )
+                        action: Action = "resume" if (Path(run_dir) / "spec.yaml").exists() else "run"
+                        attempt = self._store.plan_attempt(lease, job, placement, run_dir, action)
                         self._submit(lease, by_id[job], attempt)
                     case Preempt(for_job, victims, placement):
                         self._store.set_claim(lease, for_job, placement)
@@ -284,6 +281,8 @@ class Controller:
             logger.warning("%s is submitted once the spec can be written: %s", attempt.submission_id, error)
             return
         identity = self._identity()
+        if identity is not None:
+            self._store.set_cluster_identity(lease, identity)
         try:
             self._jobs.submit(
                 entrypoint(self._runs, Path(attempt.run_dir).name, attempt.action),

@@ -11,9 +11,6 @@ from typing import Any, Literal
 from orchestrator.scheduling.retry import Cause
 from orchestrator.store import AttemptRecord, AttemptState
 
-ATTEMPT_VARIABLE = "THRESHER_ATTEMPT"
-"""In the environment of an attempt's driver: its submission id, which the run's `started` event repeats."""
-
 _CLUSTERS_FAULT = frozenset({"WorkerLost", "ClusterUnreachable"})
 _NEVER_BETTER = frozenset({"SpecError", "DataError"})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.local import LocalCluster, cluster_home
 from cluster.observe import Dashboard
-from cluster.submit import RayJobs
+from cluster.submit import STOP_GRACE_S, RayJobs
 from jobs.errors import SpecError
 from orchestrator.controller import Controller
 from orchestrator.controller.view import RayCluster
@@ -15,6 +15,9 @@ from orchestrator.scheduling import Policy
 from orchestrator.service.here import ClusterNodes
 from orchestrator.service.serving import Loop
 from orchestrator.store import Store
+
+_SEEN_GONE_S = 15
+"""Until it is noticed that a job that used all of its time to stop is gone."""
 
 
 class NoController:
@@ -54,8 +57,9 @@ def ray_side(given: str | None, store: Store, runs: Path, *, api_only: bool) -> 
         what = "the address of Ray's dashboard is needed, or a local cluster: thresher cluster up"
         raise SpecError.at("--ray", what, allowed="http://head:8265; or --api-only")
     jobs = RayJobs(address)
+    policy = Policy(grace_ms=1000 * (STOP_GRACE_S + _SEEN_GONE_S))
     cluster = RayCluster(Dashboard(address))
-    return RaySide(address, jobs, cluster, Controller(store, jobs, cluster, runs, Policy()))
+    return RaySide(address, jobs, cluster, Controller(store, jobs, cluster, runs, policy))
 
 
 def _local_address() -> str | None:

@@ -12,6 +12,7 @@ from jobs.errors import Problem, SpecError
 from jobs.hashing import digest_json
 from jobs.spec import JobSpec
 from jobs.spec.model import ForeignModel
+from jobs.spec.paths import named_files
 from jobs.spec.read import parse_json, parse_yaml
 from orchestrator.plan import check_fit, plan_job
 from orchestrator.runs import Storage
@@ -21,13 +22,6 @@ from orchestrator.service.settings import ServiceSettings
 
 JSON_TYPES = ("application/json",)
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
-PATHS = (
-    ("data", "source", "path"),
-    ("data", "source", "tokenizer", "file"),
-    ("model", "args", "path"),
-    ("layout", "nvme_path"),
-)
-"""Every key of a spec that names a file or a folder of the cluster's."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ def prepare(
     spec = JobSpec.parse(asked)
     if project is not None and spec.project != project:
         raise not_found(f"project: {spec.project}")
-    if problems := [*_outside(asked, spec, settings.data_roots), *_code_problems(spec, code)]:
+    if problems := [*_outside(asked, settings.data_roots), *_code_problems(spec, code)]:
         raise SpecError(problems)
     return Prepared(spec, spec.document(), digest)
 
@@ -151,19 +145,14 @@ def spec_digest(spec: JobSpec) -> str:
     return digest_json(spec.resolved())
 
 
-def _outside(document: dict[str, Any], spec: JobSpec, roots: tuple[Path, ...]) -> list[Problem]:
+def _outside(document: dict[str, Any], roots: tuple[Path, ...]) -> list[Problem]:
     """Files that jobs here may not name. Said of any such path alike, whether something is there or not."""
     problems = []
-    for *sections, key in PATHS:
-        section: Any = document
-        for name in sections:
-            section = section.get(name) if isinstance(section, dict) else None
-        value = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(value, str) or (sections[0] == "model" and spec.uses_own_code):
-            continue
+    for section, key, path in named_files(document):
+        value = section[key]
         if not os.path.isabs(value) or not any(_below(value, root) for root in roots):
             allowed = ", ".join(f"a path below {root}" for root in roots) or "built-in data; see --data-root"
-            problems.append(Problem(".".join([*sections, key]), "is not a file that jobs may use", value, allowed))
+            problems.append(Problem(path, "is not a file that jobs may use", value, allowed))
     return problems
 
 

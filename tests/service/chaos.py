@@ -30,7 +30,7 @@ import sqlalchemy
 
 from cluster.local import LocalCluster
 from orchestrator.client import Client
-from orchestrator.store import AttemptRecord, JobRecord, Store
+from orchestrator.store import AttemptRecord, JobRecord, Store, StoreUnavailable
 from tests.service.conftest import start
 from tests.service.postgresql import address, running_server
 
@@ -65,7 +65,6 @@ class World:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self._census()
 
     def serve(self) -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -201,8 +200,6 @@ def play(of: World, jobs: int, failing: int, blows: list[str], within_s: float, 
 
 
 def _job(store: Store, job_id: str) -> JobRecord:
-    from orchestrator.store import StoreUnavailable
-
     for _ in range(10):
         with suppress(StoreUnavailable):
             found = store.job(job_id)

@@ -160,9 +160,9 @@ class TestPaths:
 
     def test_every_path_of_the_schema_is_known(self) -> None:
         from jobs.spec import JobSpec
-        from orchestrator.service.submissions import PATHS
+        from jobs.spec.paths import FILE_KEYS
 
-        names = {key for *_, key in PATHS} | {"working_dir"}
+        names = {key for *_, key in FILE_KEYS} | {"working_dir"}
         schema = JobSpec.model_json_schema(by_alias=True)
         found = {key for each in schema["$defs"].values() for key in each.get("properties", {})}
         assert {key for key in found if key in ("file", "folder", "dir") or "path" in key or "_dir" in key} <= names
