@@ -219,3 +219,13 @@ class TestAsyncClient:
 def test_a_project_that_nobody_made(world: World) -> None:
     answer = world.admin("POST", "/jobs", json=DIGITS | {"project": "nobody"}, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, world.admin("GET", "/jobs").json()["jobs"]) == (404, [])
+
+
+@pytest.mark.parametrize(
+    ("age_s", "leads"), [(None, 0), (0.5, 1), (60.0, 0)], ids=["another leads", "leads", "its time is up"]
+)
+def test_metrics_say_who_leads(age_s: float | None, leads: int, world: World) -> None:
+    world.http.app.state.service.lease_age_s = lambda: age_s  # type: ignore[attr-defined]
+    lines = world.admin("GET", "//metrics").text.splitlines()
+    assert f"thresher_leads {leads:.1f}" in lines
+    assert f"thresher_lease_age_seconds {'NaN' if age_s is None else age_s}" in lines
