@@ -224,14 +224,29 @@ def _replace(parent: nn.Module, name: str, old: nn.Module, new: nn.Module) -> No
     setattr(parent, name, new)
 
 
-def fold_norms(module: nn.Module) -> int:
-    """Takes batch normalization into the layer before it, in place: exact in evaluation. How many there were.
+@dataclass(frozen=True)
+class FoldedNorm:
+    """A normalization that went into the layer before it.
+
+    Attributes:
+        layer, name: where the two are, as `named_modules` says it.
+        had_bias: whether the layer had one before.
+    """
+
+    layer: str
+    name: str
+    norm: nn.Module
+    had_bias: bool
+
+
+def fold_norms(module: nn.Module) -> list[FoldedNorm]:
+    """Takes batch normalization into the layer before it, in place: exact in evaluation.
 
     Of our own families these stand in sequence. The runtime would do it too, but then the weights in the file would
     not be the ones whose steps are known.
     """
-    count = 0
-    for parent in list(module.modules()):
+    found = []
+    for prefix, parent in list(module.named_modules()):
         if not isinstance(parent, nn.Sequential):
             continue
         names = list(parent._modules)
@@ -239,10 +254,11 @@ def fold_norms(module: nn.Module) -> int:
             layer, norm = parent._modules[before], parent._modules[name]
             is_norm = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, *GROUPED))
             if is_norm and isinstance(layer, LearntLinear | LearntConv | nn.Linear | nn.Conv2d):
+                at = f"{prefix}." if prefix else ""
+                found.append(FoldedNorm(at + before, at + name, norm, had_bias=layer.bias is not None))
                 _fold(layer, norm)
                 parent._modules[name] = nn.Identity()
-                count += 1
-    return count
+    return found
 
 
 def _fold(layer: Any, norm: Any) -> None:

@@ -5,12 +5,16 @@ is the sum of the gradients of all weights that use it. In the end what remains 
 shortly: centroids and biases to 8-bit fixed point, all else in floating point to half precision.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from jobs.compress.learnt import FoldedNorm
 from jobs.compress.sparse import weight_of, weighted_layers
 
 _ITERATIONS = 100
@@ -78,6 +82,20 @@ def share_weights(module: nn.Module, linear_bits: int, conv_bits: int) -> dict[s
         parametrize.register_parametrization(layer, "weight", shared, unsafe=True)
         counts[name] = len(found)
     return counts
+
+
+@torch.no_grad()
+def restore_norms(module: nn.Module, folded: Sequence[FoldedNorm]) -> None:
+    """Puts back what `fold_norms` took away, with nothing but the shift to do: a channel costs one number. In place."""
+    for each in folded:
+        layer: Any = module.get_submodule(each.layer)
+        norm: Any = each.norm
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1.0)
+        norm.weight.fill_((1.0 + norm.eps) ** 0.5)
+        norm.bias.copy_(layer.bias)
+        layer.bias = nn.Parameter(torch.zeros_like(norm.bias)) if each.had_bias else None
+        module.set_submodule(each.name, norm)
 
 
 @torch.no_grad()
