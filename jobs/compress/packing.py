@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from jobs.compress.learnt import fold_norms
+from jobs.compress.norms import restore_norms, settle_norms
 from jobs.compress.pack import FILES, pack_files, unpack
-from jobs.compress.sharing import restore_norms, round_shared, settle_norms, share_weights
+from jobs.compress.sharing import round_shared, share_weights
 from jobs.compress.sparse import GradualPruning, bake_weights, hide_smallest, mask_weights, weight_of, weighted_layers
 from jobs.context import Context
 from jobs.data import Dataset

@@ -5,16 +5,12 @@ is the sum of the gradients of all weights that use it. In the end what remains 
 shortly: centroids and biases to 8-bit fixed point, all else in floating point to half precision.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from jobs.compress.learnt import FoldedNorm
 from jobs.compress.sparse import weight_of, weighted_layers
 
 _ITERATIONS = 100
@@ -82,36 +78,6 @@ def share_weights(module: nn.Module, linear_bits: int, conv_bits: int) -> dict[s
         parametrize.register_parametrization(layer, "weight", shared, unsafe=True)
         counts[name] = len(found)
     return counts
-
-
-@torch.no_grad()
-def restore_norms(module: nn.Module, folded: Sequence[FoldedNorm]) -> None:
-    """Puts back what `fold_norms` took away, with nothing but the shift to do: a channel costs one number. In place."""
-    for each in folded:
-        layer: Any = module.get_submodule(each.layer)
-        norm: Any = each.norm
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1.0)
-        norm.weight.fill_((1.0 + norm.eps) ** 0.5)
-        norm.bias.copy_(layer.bias)
-        layer.bias = nn.Parameter(torch.zeros_like(norm.bias)) if each.had_bias else None
-        module.set_submodule(each.name, norm)
-
-
-@torch.no_grad()
-def settle_norms(module: nn.Module) -> None:
-    """Moves the statistics of batch normalization into its scale and shift: mean 0 and variance 1 are left. In place.
-
-    In evaluation the layer computes the same; a channel then needs two numbers instead of four.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine and layer.running_var is not None:
-            assert layer.running_mean is not None
-            factor = layer.weight / (layer.running_var + layer.eps).sqrt()
-            layer.bias.sub_(layer.running_mean * factor)
-            layer.weight.copy_(factor * (1.0 + layer.eps) ** 0.5)
-            layer.running_mean.zero_()
-            layer.running_var.fill_(1.0)
 
 
 @torch.no_grad()

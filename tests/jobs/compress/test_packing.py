@@ -10,9 +10,10 @@ from torch import nn
 
 from jobs import data
 from jobs.compress.learnt import fold_norms
+from jobs.compress.norms import restore_norms, settle_norms
 from jobs.compress.pack import restore, unpack
 from jobs.compress.packing import pack, share
-from jobs.compress.sharing import cluster, fixed_point, restore_norms, round_shared, settle_norms, share_weights
+from jobs.compress.sharing import cluster, fixed_point, round_shared, share_weights
 from jobs.compress.sparse import (
     GradualPruning,
     bake_weights,
@@ -207,6 +208,16 @@ def test_a_folded_normalization_comes_back_as_a_shift() -> None:
     assert list(model.state_dict()) == names
     assert (model[0].bias is not None) == biases
     assert model[1].weight.unique().numel() == 1
+
+
+def test_weights_are_compared_as_normalization_scales_them() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[8.0, 4.0], [2.0, 1.0]]))
+        model[1].running_var.copy_(torch.tensor([100.0, 0.01]))
+    mask_weights(model)
+    hide_smallest(model, 0.5)
+    assert model[0].parametrizations.weight[0].mask.tolist() == [[False, False], [True, True]]
 
 
 def test_a_model_is_shared_packed_and_restored(digits: Dataset, dense: Path, tmp_path: Path) -> None:
