@@ -30,7 +30,7 @@ class Books:
         self.names = self._resource_names(projects)
         self.column_of = {name: index for index, name in enumerate(self.names)}
         self._bundles: dict[tuple[tuple[str, int], ...], Bundle | None] = {}
-        self._asks: dict[tuple[str, Demand], Ask] = {}
+        self._asks: dict[tuple[str, int, tuple[tuple[str, int], ...]], Ask] = {}
         self._idle_room: dict[tuple[bytes, bool], int] = {}
         self._most: dict[int, list[int]] = {}
         self._unwanted: dict[bytes, NDArray[np.int64]] = {}
@@ -75,7 +75,7 @@ class Books:
         bundle = self.bundle(job.demand)
         if bundle is None:
             return None
-        key = (job.project, job.demand)
+        key = (job.project, job.demand.workers, job.demand.bundle)
         if key not in self._asks:
             project, needs = self.project_of[job.project], self.needs(job.demand)
             self._asks[key] = Ask(len(self._asks), project, bundle, job.demand.workers, needs, None)

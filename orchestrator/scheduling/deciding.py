@@ -5,7 +5,7 @@ until there is nothing left to decide: so a second call, once the decisions were
 """
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -36,25 +36,21 @@ from orchestrator.scheduling.standing import Standing
 from orchestrator.scheduling.victims import Victims
 from orchestrator.scheduling.waiting import Waiting
 
-Act = Start | Preempt | DropClaim
-
 
 def decide(snapshot: Snapshot) -> list[Decision]:
     """All that is to be done now; `Wait` only for jobs whose reason is not the one that they have."""
     with _without_collections():
         books = Books(snapshot)
         waiting = Waiting(books, snapshot.pending)
-        gangs = {gang.job.id: gang for gang in snapshot.gangs}
+        standing = Standing(books, snapshot.gangs)
         decisions: list[Decision] = [*waiting.refused]
         while True:
-            found = _Pass(Standing(books, gangs.values()), waiting)
+            found = _Pass(books, standing, waiting)
             found.run()
             if not found.acts:
                 return decisions + waiting.waits + found.waits
             decisions += found.acts
-            pending = waiting.by_id()
-            _carry_out(found.acts, gangs, pending, snapshot.now_ms)
-            waiting.put({act.for_job if isinstance(act, Preempt) else act.job for act in found.acts}, pending)
+            waiting.put(found.moved)
 
 
 @contextmanager
@@ -73,49 +69,45 @@ def apply(snapshot: Snapshot, decisions: list[Decision]) -> Snapshot:
     """The snapshot as it is once the decisions were carried out, and no time has passed."""
     gangs = {gang.job.id: gang for gang in snapshot.gangs}
     pending = {one.job.id: one for one in snapshot.pending}
-    _carry_out(decisions, gangs, pending, snapshot.now_ms)
-    return replace(snapshot, gangs=tuple(gangs.values()), pending=tuple(pending.values()))
-
-
-def _carry_out(
-    decisions: Iterable[Decision], gangs: dict[str, Gang], pending: dict[str, Pending], now_ms: int
-) -> None:
     for decision in decisions:
         match decision:
             case Start(job, placement):
-                gangs[job] = Gang(pending.pop(job).job, placement, now_ms)
+                gangs[job] = Gang(pending.pop(job).job, placement, snapshot.now_ms)
             case Preempt(for_job, victims, placement):
                 pending[for_job] = replace(pending[for_job], claim=placement)
                 for victim in victims:
-                    gangs[victim] = replace(gangs[victim], leaving_since_ms=now_ms)
+                    gangs[victim] = replace(gangs[victim], leaving_since_ms=snapshot.now_ms)
             case DropClaim(job):
                 pending[job] = replace(pending[job], claim=None)
             case Refuse(job):
                 del pending[job]
             case Wait(job, reason):
                 pending[job] = replace(pending[job], reason=reason, admitted=True)
+    return replace(snapshot, gangs=tuple(gangs.values()), pending=tuple(pending.values()))
 
 
 class _Pass:
     """The queue gone through once. `acts` changes something, `waits` says why the rest does not start."""
 
-    def __init__(self, standing: Standing, waiting: Waiting) -> None:
+    def __init__(self, books: Books, standing: Standing, waiting: Waiting) -> None:
+        self._books = books
         self._standing = standing
         self._waiting = waiting
-        self._books = standing.books
-        self._ledger = standing.ledger
-        self._victims = Victims(standing)
+        self._ledger = standing.ledger()
+        self._victims = Victims(books, standing, self._ledger)
         self._reservations_left = self._books.snapshot.policy.reservations
         self._held: list[Ask] = []
         self._first: Job | None = None
         self._first_of_project: dict[str, Job] = {}
         self._reasons: dict[tuple[int, bool, int], str] = {}
-        self.acts: list[Act] = []
+        self.acts: list[Decision] = []
+        self.moved: dict[str, Pending | None] = {}
+        """Jobs that the acts are for, as they are once these were carried out; None: they wait no longer."""
         self.waits: list[Wait] = []
 
     def run(self) -> None:
         dropped = self._claims(self._waiting.claiming)
-        self._lines = Lines(self._standing, [*self._waiting.lines(), *dropped])
+        self._lines = Lines(self._books.quotas, self._standing, [*self._waiting.lines(), *dropped])
         for ask in self._held:
             self._lines.speak_for(ask)
         for line in self._lines:
@@ -131,6 +123,7 @@ class _Pass:
         for one, ask in sorted(claiming, key=lambda c: (-c[0].job.priority, c[0].job.submitted_ms, c[0].job.id)):
             if not self._claim(one, ask):
                 self.acts.append(DropClaim(one.job.id, "what it was promised is not there"))
+                self.moved[one.job.id] = replace(one, claim=None)
                 dropped.append(Line([one], ask))
         return dropped
 
@@ -189,9 +182,11 @@ class _Pass:
         self._lines.put_back(line)
 
     def _start(self, one: Pending, ask: Ask, places: Places) -> None:
-        self._ledger.take_now(self._holding(ask, places), min(NEVER, ask.end(self._books.now_ms)))
-        self._standing.stays(ask.project, ask.needs)
-        self.acts.append(Start(one.job.id, self._books.placement(places)))
+        holding, placement = self._holding(ask, places), self._books.placement(places)
+        self._ledger.take_now(holding, min(NEVER, ask.end(self._books.now_ms)))
+        self._standing.start(Gang(one.job, placement, self._books.now_ms), holding)
+        self.acts.append(Start(one.job.id, placement))
+        self.moved[one.job.id] = None
 
     def _hold(self, ask: Ask, places: Places) -> None:
         """From now on nobody else gets these places, though victims are still on them."""
@@ -214,12 +209,13 @@ class _Pass:
         self._victims.gone(victims)
         for victim in victims:
             self._ledger.leaves_at(victim.holding, victim.end_ms, min(victim.end_ms, books.soon_ms))
-            self._standing.stays(victim.holding.project, books.needs(victim.gang.job.demand), -1)
+            self._standing.leave(victim)
         self._hold(ask, places)
-        names = tuple(victim.gang.job.id for victim in victims)
+        names, placement = tuple(victim.gang.job.id for victim in victims), books.placement(places)
         others = sorted({victim.gang.job.project for victim in victims} - {one.job.project})
         reason = f"priority {one.job.priority} is higher" if not others else f"borrowed by {', '.join(others)}"
-        self.acts.append(Preempt(one.job.id, names, books.placement(places), reason))
+        self.acts.append(Preempt(one.job.id, names, placement, reason))
+        self.moved[one.job.id] = replace(one, claim=placement)
         self._lines.speak_within_nominal(ask, 1)
         line.served += 1
         self._lines.put_back(line)

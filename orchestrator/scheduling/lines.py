@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from orchestrator.scheduling.ledger import Ask
-from orchestrator.scheduling.records import Pending
+from orchestrator.scheduling.quota import Quotas
+from orchestrator.scheduling.records import Job, Pending
 from orchestrator.scheduling.standing import Standing
 
 Key = tuple[bool, int, int, int, str]
@@ -35,28 +36,28 @@ class Line:
         return self.jobs[self.served]
 
 
-def kind(one: Pending) -> tuple[object, ...]:
+def kind(job: Job) -> tuple[object, ...]:
     """All that a decision looks at, but for the job's age."""
-    job = one.job
     return job.project, job.priority, job.limit_ms, job.demand.workers, job.demand.bundle
 
 
-def alike(pending: Iterable[Pending]) -> dict[tuple[object, ...], list[Pending]]:
-    """Jobs by kind; oldest first, among kinds and within each."""
-    groups: dict[tuple[object, ...], list[Pending]] = defaultdict(list)
+def alike(pending: Iterable[Pending]) -> list[list[Pending]]:
+    """Jobs of one kind together; oldest first, among kinds and within each."""
+    groups: dict[tuple[object, ...], list[tuple[int, str, Pending]]] = defaultdict(list)
     for one in pending:
-        groups[kind(one)].append(one)
+        job = one.job
+        groups[kind(job)].append((job.submitted_ms, job.id, one))
     for group in groups.values():
-        group.sort(key=in_turn)
-    return dict(sorted(groups.items(), key=lambda item: in_turn(item[1][0])))
+        group.sort()
+    return [[one for _, _, one in group] for group in sorted(groups.values())]
 
 
 class Lines:
     """All lines; iterating gives the one whose head is next, until each is closed or served."""
 
-    def __init__(self, standing: Standing, lines: Iterable[Line]) -> None:
+    def __init__(self, quotas: Quotas, standing: Standing, lines: Iterable[Line]) -> None:
+        self._quotas = quotas
         self._standing = standing
-        self._quotas = standing.books.quotas
         self.spoken_for = [list(row) for row in standing.staying]
         """Use by project, with what its jobs within nominal wait for."""
         self._stamps = [0] * len(self.spoken_for)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,8 +10,7 @@ import numpy as np
 
 from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.ledger import NEVER, Holding, Ledger, Moment
-from orchestrator.scheduling.placing import Amounts
-from orchestrator.scheduling.quota import Needs
+from orchestrator.scheduling.placing import Amounts, Bundle
 from orchestrator.scheduling.records import Gang
 
 
@@ -22,22 +22,53 @@ class Running(NamedTuple):
 
 
 class Standing:
-    """The live gangs in the order of their jobs' ids; what projects use and borrow, while the pass goes on."""
+    """The live gangs, and what projects use and borrow: it changes as decisions are made, from pass to pass."""
 
     def __init__(self, books: Books, gangs: Iterable[Gang]) -> None:
-        self.books = books
-        self._gangs = sorted(gangs, key=lambda gang: gang.job.id)
+        self._books = books
+        self._free, self._usage, staying = books.idle.copy(), books.no_usage(), books.no_usage()
         self._shares: dict[int, int] = {}
-        now, staying = Moment(books.now_ms, books.idle.copy(), books.no_usage()), books.no_usage()
-        holdings = self._charge(now, staying)
+        self._running = {one.gang.job.id: one for one in self._charge(list(gangs), staying)}
         self.staying: list[list[int]] = staying.tolist()
-        """Use by project of the gangs that were not told to leave, and of those that start in this pass."""
-        self.running = [Running(*one, self._end(one[0])) for one in zip(self._gangs, holdings, strict=True)]
-        self.ledger = Ledger(books.quotas, now, [(one.end_ms, one.holding) for one in self.running])
+        """Use by project of the gangs that were not told to leave."""
 
-    def _charge(self, now: Moment, staying: Amounts) -> list[Holding]:
-        """What each gang holds: parts of arrays that are made, and charged, for all at once."""
-        books, gangs = self.books, self._gangs
+    @property
+    def running(self) -> list[Running]:
+        """In the order of their jobs' ids."""
+        return [self._running[name] for name in sorted(self._running)]
+
+    def ledger(self) -> Ledger:
+        """For one pass, which writes into it."""
+        now = Moment(self._books.now_ms, self._free.copy(), self._usage.copy())
+        return Ledger(self._books.quotas, now, [(one.end_ms, one.holding) for one in self.running])
+
+    def start(self, gang: Gang, holding: Holding) -> None:
+        self._running[gang.job.id] = Running(gang, holding, self._end(gang))
+        self._free[holding.rows] -= holding.held
+        self._usage[holding.project] += holding.total
+        self._stay(gang, holding, 1)
+
+    def leave(self, one: Running) -> None:
+        """It is told to: until it is gone it holds what it has."""
+        gang = replace(one.gang, leaving_since_ms=self._books.now_ms)
+        self._running[gang.job.id] = Running(gang, one.holding, self._end(gang))
+        self._stay(gang, one.holding, -1)
+
+    def _stay(self, gang: Gang, holding: Holding, sign: int) -> None:
+        for column, need in self._books.needs(gang.job.demand):
+            self.staying[holding.project][column] += sign * need
+        self._shares.pop(holding.project, None)
+
+    def share(self, project: int) -> int:
+        """The project's borrowed share of the cluster, from what stays and starts."""
+        if project not in self._shares:
+            books = self._books
+            self._shares[project] = books.quotas.share(project, self.staying[project], books.cluster)
+        return self._shares[project]
+
+    def _charge(self, gangs: list[Gang], staying: Amounts) -> list[Running]:
+        """What each gang holds is a part of arrays that are made, and charged, for all at once."""
+        books = self._books
         if not gangs:
             return []
         rows: list[int] = []
@@ -50,43 +81,33 @@ class Standing:
                     rows.append(books.node_of[name])
                     counts.append(count)
             bounds.append(len(rows))
-        vectors = np.array([self._vector(gang) for gang in gangs])
+        bundles = [self._bundle(gang) for gang in gangs]
+        vectors = np.array([bundle.vector for bundle in bundles])
         at = np.array(rows, np.int64)
         held = np.array(counts, np.int64)[:, None] * np.repeat(vectors, np.diff(bounds), axis=0)
         totals = np.array([[gang.job.demand.workers] for gang in gangs]) * vectors
         owners = [books.project_of[gang.job.project] for gang in gangs]
         projects, stays = np.array(owners), np.array([gang.leaving_since_ms is None for gang in gangs])
-        np.subtract.at(now.free, at, held)
-        np.add.at(now.usage, projects, totals)
+        np.subtract.at(self._free, at, held)
+        np.add.at(self._usage, projects, totals)
         np.add.at(staying, projects[stays], totals[stays])
-        parts = zip(owners, pairwise(bounds), totals, strict=True)
-        return [Holding(owner, at[first:last], held[first:last], total) for owner, (first, last), total in parts]
+        return [
+            Running(gang, Holding(owner, at[first:last], held[first:last], total), self._end(gang))
+            for gang, owner, (first, last), total in zip(gangs, owners, pairwise(bounds), totals, strict=True)
+        ]
 
-    def _vector(self, gang: Gang) -> Amounts:
-        bundle = self.books.bundle(gang.job.demand)
+    def _bundle(self, gang: Gang) -> Bundle:
+        bundle = self._books.bundle(gang.job.demand)
         if bundle is None:
             raise ValueError(f"job {gang.job.id} holds what nothing has: {gang.job.demand}")
-        return bundle.vector
+        return bundle
 
     def _end(self, gang: Gang) -> int:
-        grace_ms = self.books.soon_ms - self.books.now_ms
+        grace_ms = self._books.soon_ms - self._books.now_ms
         end_ms = NEVER if gang.job.limit_ms is None else gang.started_ms + gang.job.limit_ms
         late_ms = end_ms + grace_ms
         if gang.leaving_since_ms is not None:
             late_ms = gang.leaving_since_ms + grace_ms
-            end_ms = min(end_ms, late_ms) if end_ms > self.books.now_ms else late_ms
+            end_ms = min(end_ms, late_ms) if end_ms > self._books.now_ms else late_ms
         # What should have gone long ago cannot be relied on: it may be on a node that does not answer.
-        return NEVER if late_ms <= self.books.now_ms else max(end_ms, self.books.now_ms + 1)
-
-    def share(self, project: int) -> int:
-        """The project's borrowed share of the cluster, from what stays and starts."""
-        if project not in self._shares:
-            books = self.books
-            self._shares[project] = books.quotas.share(project, self.staying[project], books.cluster)
-        return self._shares[project]
-
-    def stays(self, project: int, needs: Needs, sign: int = 1) -> None:
-        """A gang starts, or (sign −1) is told to leave."""
-        for column, need in needs:
-            self.staying[project][column] += sign * need
-        self._shares.pop(project, None)
+        return NEVER if late_ms <= self._books.now_ms else max(end_ms, self._books.now_ms + 1)

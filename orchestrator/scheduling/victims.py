@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.scheduling.ledger import Ask, Moment, Room
+from orchestrator.scheduling.books import Books
+from orchestrator.scheduling.ledger import Ask, Ledger, Moment, Room
 from orchestrator.scheduling.placing import Amounts, capacities
 from orchestrator.scheduling.quota import allows
 from orchestrator.scheduling.records import Job
@@ -39,9 +40,10 @@ class Taken(NamedTuple):
 class Victims:
     """The search for victims, with what all jobs of a project and priority have in common kept."""
 
-    def __init__(self, standing: Standing) -> None:
+    def __init__(self, books: Books, standing: Standing, ledger: Ledger) -> None:
+        self._books = books
         self._standing = standing
-        self._books = standing.books
+        self._ledger = ledger
         self._by_project: dict[int, list[Running]] = defaultdict(list)
         for one in sorted(standing.running, key=_in_turn):
             if one.gang.leaving_since_ms is None:
@@ -61,13 +63,13 @@ class Victims:
         """Whether there is anything to take and the job would have room if it took it all. Cheap when not."""
         key = (ask.kind, job.priority, reclaims)
         version, could = self._could.get(key, (-1, False))
-        if version != self._standing.ledger.version:
+        if version != self._ledger.version:
             could = self._would_fit(ask, self._all_taken(job, ask, reclaims))
-            self._could[key] = (self._standing.ledger.version, could)
+            self._could[key] = (self._ledger.version, could)
         return could
 
     def _would_fit(self, ask: Ask, taken: Taken) -> bool:
-        ledger = self._standing.ledger
+        ledger = self._ledger
         if not taken.running:
             return False
         if self._soon is None or self._soon[0] != ledger.moves:
@@ -129,7 +131,7 @@ class Victims:
 
     def _greedy(self, job: Job, ask: Ask, candidates: list[Running]) -> tuple[list[Running], Room] | None:
         books = self._books
-        room = self._standing.ledger.room(ask, books.soon_ms)
+        room = self._ledger.room(ask, books.soon_ms)
         staying = [list(row) for row in self._standing.staying]
         chosen: list[Running] = []
         for candidate in candidates:

@@ -21,10 +21,10 @@ class Waiting:
         self.claiming: list[tuple[Pending, Ask]] = []
         self.refused: list[Refuse] = []
         self.waits: list[Wait] = []
-        for same, group in alike(pending).items():
+        for group in alike(pending):
             ask = self._feasible(group)
             if ask is not None:
-                self._lines[same] = Line(self._ready(group, ask), ask)
+                self._lines[kind(group[0].job)] = Line(self._ready(group, ask), ask)
 
     def _feasible(self, group: list[Pending]) -> Ask | None:
         job = group[0].job
@@ -58,20 +58,15 @@ class Waiting:
     def lines(self) -> list[Line]:
         return [line for line in self._lines.values() if line.jobs]
 
-    def by_id(self) -> dict[str, Pending]:
-        """All that a pass looks at."""
-        found = {one.job.id: one for line in self._lines.values() for one in line.jobs}
-        return found | {one.job.id: one for one, _ in self.claiming}
-
-    def put(self, changed: set[str], after: Mapping[str, Pending]) -> None:
-        """Of what a pass served, that which was `changed` is as it is in `after`, or waits no longer."""
+    def put(self, after: Mapping[str, Pending | None]) -> None:
+        """After a pass: by id, jobs that wait in another way now; None: no longer."""
         for line in self._lines.values():
             if line.served:
-                line.jobs[: line.served] = [one for one in line.jobs[: line.served] if one.job.id not in changed]
+                line.jobs[: line.served] = [one for one in line.jobs[: line.served] if one.job.id not in after]
                 line.served = 0
-        self.claiming = [(one, ask) for one, ask in self.claiming if one.job.id not in changed]
-        for one in (after[name] for name in changed & after.keys()):
-            line = self._lines[kind(one)]
+        self.claiming = [(one, ask) for one, ask in self.claiming if one.job.id not in after]
+        for one in filter(None, after.values()):
+            line = self._lines[kind(one.job)]
             if one.claim is None:
                 insort(line.jobs, one, key=in_turn)
             else:
