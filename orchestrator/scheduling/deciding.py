@@ -40,17 +40,21 @@ from orchestrator.scheduling.waiting import Waiting
 def decide(snapshot: Snapshot) -> list[Decision]:
     """All that is to be done now; `Wait` only for jobs whose reason is not the one that they have."""
     with _without_collections():
-        books = Books(snapshot)
-        waiting = Waiting(books, snapshot.pending)
-        standing = Standing(books, snapshot.gangs)
-        decisions: list[Decision] = [*waiting.refused]
-        while True:
-            found = _Pass(books, standing, waiting)
-            found.run()
-            if not found.acts:
-                return decisions + waiting.waits + found.waits
-            decisions += found.acts
-            waiting.put(found.moved)
+        return _decide(snapshot)
+
+
+def _decide(snapshot: Snapshot) -> list[Decision]:
+    books = Books(snapshot)
+    waiting = Waiting(books, snapshot.pending)
+    standing = Standing(books, snapshot.gangs)
+    decisions: list[Decision] = [*waiting.refused]
+    while True:
+        found = _Pass(books, standing, waiting)
+        found.run()
+        if not found.acts:
+            return decisions + waiting.waits + found.waits
+        decisions += found.acts
+        waiting.put(found.moved)
 
 
 @contextmanager
@@ -97,8 +101,9 @@ class _Pass:
         self._victims = Victims(books, standing, self._ledger)
         self._reservations_left = self._books.snapshot.policy.reservations
         self._held: list[Ask] = []
-        self._first: Job | None = None
-        self._first_of_project: dict[str, Job] = {}
+        self._first: tuple[Job, str] | None = None
+        """The first that waits, with the words for who is behind it; and of each project."""
+        self._first_of_project: dict[int, tuple[Job, str]] = {}
         self._reasons: dict[tuple[int, bool, int], str] = {}
         self.acts: list[Decision] = []
         self.moved: dict[str, Pending | None] = {}
@@ -176,7 +181,7 @@ class _Pass:
         reason = self._why(line, allowed)
         room = ledger.room(ask, reserved_ms)
         self._promise(ask, place(ask.workers, room.capacity, self._books.unwanted(ask.bundle)), reserved_ms)
-        self._wait(line, [reason, reserved_text(reserved_ms, self._books.now_ms)], allowed, reserved_ms)
+        self._wait(line, f"{reason}; {reserved_text(reserved_ms, self._books.now_ms)}", allowed, reserved_ms)
         self._lines.speak_within_nominal(ask, 1)
         line.served += 1
         self._lines.put_back(line)
@@ -226,13 +231,17 @@ class _Pass:
         own = self._lines.speak_within_nominal(line.ask, len(line.jobs) - line.served)
         if own and not allowed:
             self._ledger.claim_quota(line.ask.project, line.ask.needs, own)
+        if self.acts:
+            return  # The queue is gone through again: what would be said now is never heard.
         why = self._why(line, allowed)
-        self._wait(line, [why], allowed, None)
-        head = line.head.job
-        text = f"{why}; {behind_text(head)}"
-        for one in line.jobs[line.served + 1 :]:
-            if one.reason != text:
-                self._say(one, text, None, head)
+        self._wait(line, why, allowed, None)
+        behind = line.jobs[line.served + 1 :]
+        if behind:
+            head = line.head.job
+            text = f"{why}; {behind_text(head)}"
+            for one in behind:
+                if one.reason != text:
+                    self._say(one, text, None, head)
 
     def _why(self, line: Line, allowed: bool) -> str:
         key = (line.ask.kind, allowed, self._ledger.version)
@@ -248,11 +257,13 @@ class _Pass:
         room = self._ledger.room_now(ask.bundle)
         return nodes_text(job.demand, min(room, ask.workers), kept=room >= ask.workers)
 
-    def _wait(self, line: Line, reason: list[str], allowed: bool, reserved_ms: int | None) -> None:
-        job = line.head.job
-        ahead = self._first if allowed else self._first_of_project.get(job.project, self._first)
-        if ahead:
-            reason.append(behind_text(ahead))
-        self._first = self._first or job
-        self._first_of_project.setdefault(job.project, job)
-        self._say(line.head, "; ".join(reason), reserved_ms, ahead)
+    def _wait(self, line: Line, reason: str, allowed: bool, reserved_ms: int | None) -> None:
+        one, project = line.head, line.ask.project
+        first = self._first if allowed else self._first_of_project.get(project, self._first)
+        if first:
+            self._say(one, f"{reason}; {first[1]}", reserved_ms, first[0])
+        else:
+            self._say(one, reason, reserved_ms)
+        if project not in self._first_of_project:
+            self._first_of_project[project] = one.job, behind_text(one.job)
+            self._first = self._first or self._first_of_project[project]
