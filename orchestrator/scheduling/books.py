@@ -30,7 +30,7 @@ class Books:
         self.names = self._resource_names(projects)
         self.column_of = {name: index for index, name in enumerate(self.names)}
         self._bundles: dict[tuple[tuple[str, int], ...], Bundle | None] = {}
-        self._asks: dict[tuple[str, int, tuple[tuple[str, int], ...]], Ask] = {}
+        self._asks: dict[tuple[str, int, tuple[tuple[str, int], ...]], tuple[int, int, Bundle, int, Needs]] = {}
         self._idle_room: dict[tuple[bytes, bool], int] = {}
         self._most: dict[int, list[int]] = {}
         self._unwanted: dict[bytes, NDArray[np.int64]] = {}
@@ -72,14 +72,13 @@ class Books:
 
     def ask(self, job: Job) -> Ask | None:
         """None when it asks for a resource that is nowhere."""
-        bundle = self.bundle(job.demand)
+        demand, bundle = job.demand, self.bundle(job.demand)
         if bundle is None:
             return None
-        key = (job.project, job.demand.workers, job.demand.bundle)
+        key = (job.project, demand.workers, demand.bundle)
         if key not in self._asks:
-            project, needs = self.project_of[job.project], self.needs(job.demand)
-            self._asks[key] = Ask(len(self._asks), project, bundle, job.demand.workers, needs, None)
-        return self._asks[key]._replace(length_ms=job.limit_ms)
+            self._asks[key] = len(self._asks), self.project_of[job.project], bundle, demand.workers, self.needs(demand)
+        return Ask(*self._asks[key], job.limit_ms)
 
     def needs(self, demand: Demand) -> Needs:
         """Of all its workers together."""
