@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of the published file. It stands here so that it is part of what a training's hash covers."""
+NORM_MOMENTUM = 0.9
+"""Of the running statistics. The published 0.99 would still hold a sixth of ImageNet's after two epochs of 90 steps."""
 MULTIPLE = 32
 """What the network divides height and width by."""
 
@@ -72,8 +74,14 @@ def build(
         raise TypeError(f"images of 1 or 3 channels are needed, and these samples are {tuple(input_shape)}")
     if size < MULTIPLE or size % MULTIPLE:
         raise ValueError(f"size {size} is no multiple of {MULTIPLE}")
-    options = {"image_size": size, "num_classes": outputs, "drop_connect_rate": drop_connect, "dropout_rate": dropout}
-    network = EfficientNet.from_name("efficientnet-lite0", **options)
+    network = EfficientNet.from_name(
+        "efficientnet-lite0",
+        image_size=size,
+        num_classes=outputs,
+        drop_connect_rate=drop_connect,
+        dropout_rate=dropout,
+        batch_norm_momentum=NORM_MOMENTUM,
+    )
     if pretrained:
         weights = published()
         weights = {name: value for name, value in weights.items() if not name.startswith("_fc.")}
