@@ -1,5 +1,5 @@
-"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py` and `scratch.py`, all
-that imports ray.tune.
+"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py`, `interruption.py` and
+`scratch.py`, all that imports ray.tune.
 
 Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
 as complete, leaves a NaN trial running, and knows no constraints.
@@ -35,6 +35,7 @@ from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
 from orchestrator.asker import Asker, PopulationAsker
 from orchestrator.halting import halting
+from orchestrator.interruption import Interruption
 from orchestrator.runs import Storage
 from orchestrator.scratch import Staging, remove_scratch
 from orchestrator.stages import Stages
@@ -286,7 +287,7 @@ def _tune(task: SearchTask, study: Study) -> None:
         "layout": asdict(task.layout),
         "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
     }
-    scratch = task.folder / "tune"
+    scratch, interruption = task.folder / "tune", Interruption(asker.ended)
     tuner = tune.Tuner(
         tune.with_resources(
             TrialActor,
@@ -305,7 +306,7 @@ def _tune(task: SearchTask, study: Study) -> None:
             name=f"{task.phase}-{time.time_ns()}",
             storage_path=str(scratch),
             verbose=0,
-            stop=asker.ended,
+            stop=interruption,
             # Of the trial's actor. It retries its workers' losses itself.
             failure_config=tune.FailureConfig(max_failures=base.retry.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -313,7 +314,7 @@ def _tune(task: SearchTask, study: Study) -> None:
         ),
     )
     try:
-        with _quiet_tune():
+        with _quiet_tune(), interruption.listening():
             if left:
                 tuner.fit()
         if isinstance(asker, PopulationAsker):

@@ -89,7 +89,7 @@ class Driver:
             actors=sum(actor["state"] != "DEAD" for actor in self._told("actors")),
             placement_groups=sum(group["state"] != "REMOVED" for group in self._told("placement_groups")),
             folders=len([*self.temporary.rglob("*"), *self.head.folder.glob("session_2*/artifacts/*")]),
-            scratch=len(list(self.storage.rglob("tune"))),
+            scratch=len(list(self.storage.glob("stages/*/tune"))),
         )
 
     def _told(self, what: str) -> list[dict[str, Any]]:
