@@ -34,7 +34,9 @@ def finished(storage: Path) -> None:
 def failed(storage: Path) -> None:
     try:
         search(DIVERGING, runs=storage)
-    except JobFailed:
+    except JobFailed as error:
+        assert str(error).startswith("none of the 2 trials completed: 2 × diverged: train: the loss is")
+        assert error.exit_code == 1
         return
     raise AssertionError("it went well")
 

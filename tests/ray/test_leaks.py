@@ -119,6 +119,7 @@ def driver(ray_head: Head, tmp_path: Path) -> Iterator[Driver]:
         shutil.rmtree(driver.temporary, ignore_errors=True)
 
 
+@pytest.mark.timeout(600)  # six gangs are started
 @pytest.mark.usefixtures("local_ray")
 def test_however_a_search_ends_nothing_of_it_is_left(driver: Driver):
     driver.wait_until_ready()
