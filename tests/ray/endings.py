@@ -10,6 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from cluster.connect import connect
 from jobs.errors import Interrupted, JobFailed
 from orchestrator import JobSpec, StopSearch, TrialEpoch, search
@@ -32,13 +34,9 @@ def finished(storage: Path) -> None:
 
 
 def failed(storage: Path) -> None:
-    try:
+    with pytest.raises(JobFailed, match="none of the 2 trials completed: 2 × diverged: train: the loss is") as caught:
         search(DIVERGING, runs=storage)
-    except JobFailed as error:
-        assert str(error).startswith("none of the 2 trials completed: 2 × diverged: train: the loss is")
-        assert error.exit_code == 1
-        return
-    raise AssertionError("it went well")
+    assert caught.value.exit_code == 1
 
 
 def stopped(storage: Path) -> None:
@@ -53,11 +51,8 @@ def interrupted(storage: Path) -> None:
     def terminate(epoch: TrialEpoch) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    try:
+    with pytest.raises(Interrupted):
         search(LONG, runs=storage, on_epoch=terminate)
-    except Interrupted:
-        return
-    raise AssertionError("it went on")
 
 
 ENDINGS = (finished, failed, stopped, interrupted)
