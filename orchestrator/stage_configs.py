@@ -12,7 +12,7 @@ SCHEMA_VERSIONS = {
     "prune": 2,
     "low_rank": 1,
     "qat": 2,
-    "share": 1,
+    "share": 3,
     "export": 1,
     "quantize": 3,
     "pack": 1,

@@ -10,7 +10,7 @@ from cluster.observe import Dashboard
 from cluster.submit import STOP_GRACE_S, RayJobs
 from jobs.errors import SpecError
 from orchestrator.controller import Controller
-from orchestrator.controller.view import RayCluster
+from orchestrator.controller.view import AsQueued, RayCluster
 from orchestrator.scheduling import Policy
 from orchestrator.service.here import ClusterNodes
 from orchestrator.service.serving import Loop
@@ -28,6 +28,9 @@ class NoController:
 
     def wake(self) -> None:
         pass
+
+    def lease_age_s(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def ray_side(given: str | None, store: Store, runs: Path, *, api_only: bool) -> 
     jobs = RayJobs(address)
     policy = Policy(grace_ms=1000 * (STOP_GRACE_S + _SEEN_GONE_S))
     cluster = RayCluster(Dashboard(address))
-    return RaySide(address, jobs, cluster, Controller(store, jobs, cluster, runs, policy))
+    controller = Controller(store, jobs, cluster, runs, policy)
+    return RaySide(address, jobs, AsQueued(cluster, controller.taken), controller)
 
 
 def _local_address() -> str | None:

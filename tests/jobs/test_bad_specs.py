@@ -1188,6 +1188,11 @@ COMMANDS = (
     "objects for targets",
     "one class",
     "text that is not UTF-8",
+    "empty space",
+    "a value that the parent never takes",
+    "an argument that is not there",
+    "an objective of files that no phase makes",
+    "pbt over the batch",
 )
 READING_ALONE = ("a truncated gzip", "a truncated image")
 """What a plan cannot see."""
