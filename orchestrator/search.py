@@ -1,5 +1,5 @@
-"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py` and `seat.py`, all that
-imports ray.tune.
+"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py`, `interruption.py`,
+`scratch.py` and `seat.py`, all that imports ray.tune.
 
 Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
 as complete, leaves a NaN trial running, and knows no constraints.
@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from cluster.placement import bundles, check_fits
-from jobs.errors import Interrupted, JobFailed, StorageError
+from jobs.errors import Interrupted, JobFailed, SpecError, StorageError
 from jobs.layout import ParallelLayout
 from jobs.records import Segment, Trial
 from jobs.spec import JobSpec
@@ -29,7 +29,9 @@ from jobs.spec.search import Phase, Search
 from jobs.storage import write_json
 from orchestrator.asker import Asker, PopulationAsker
 from orchestrator.halting import halting
+from orchestrator.interruption import Interruption
 from orchestrator.runs import Storage
+from orchestrator.scratch import Staging, remove_scratch
 from orchestrator.seat import TrialActor
 from orchestrator.study import Study
 from orchestrator.trials import count_causes
@@ -86,7 +88,12 @@ def run_search(task: SearchTask) -> list[Trial]:
     """
     study = Study(task.base, task.phase, task.folder)
     if len(study.finished) < study.total:
-        _tune(task, study)
+        try:
+            _tune(task, study)
+        except SpecError:
+            if not study.finished:
+                shutil.rmtree(task.folder)  # it could not even start
+            raise
     finished = study.finished
     if task.should_stop():
         raise Interrupted("the search was stopped; finished trials are kept")
@@ -149,7 +156,7 @@ def _tune(task: SearchTask, study: Study) -> None:
         "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
         "each_epoch": halts or task.watched,
     }
-    scratch = task.folder / "tune"
+    scratch, interruption = task.folder / "tune", Interruption(asker.ended)
     write_json(scratch / "shared.json", shared)  # a file: what stands in `param_space` is copied with every trial
     tuner = tune.Tuner(
         TrialActor,
@@ -165,20 +172,21 @@ def _tune(task: SearchTask, study: Study) -> None:
             name=f"{task.phase}-{time.time_ns()}",
             storage_path=str(scratch),
             verbose=0,
-            stop=asker.ended,
+            stop=interruption,
             # Of the trial's actor. It retries its workers' losses itself.
             failure_config=tune.FailureConfig(max_failures=base.retry.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[Staging(scratch)],
         ),
     )
     try:
-        with _quiet_tune():
+        with _quiet_tune(), interruption.listening():
             if left:
                 tuner.fit()
         if isinstance(asker, PopulationAsker):
             asker.conclude()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_scratch(scratch)
 
 
 @contextmanager
@@ -189,6 +197,7 @@ def _quiet_tune() -> Iterator[None]:
     """
     wanted = {
         "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",

@@ -106,6 +106,8 @@ class TrialActor(tune.Trainable):
                 file.write(f"{report['stage_hash']}\n")
 
     def _begin(self, config: dict[str, Any]) -> None:
+        with suppress(OSError):
+            Path(self.logdir).rmdir()  # Tune makes one for each trial, and never removes it
         self.number: int = config["number"]
         self.shown = 0
         self.epochs: queue.Queue[dict[str, Any]] = queue.Queue()
