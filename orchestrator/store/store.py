@@ -143,10 +143,15 @@ class Store:
         """CANCELLED at once where nothing runs, else CANCELLING. Raises NotFound, and Conflict if it has ended."""
         return self.database.write(lambda t: submitting.request_cancel(t, job_id, by))
 
-    def request_resume(self, job_id: str, by: str) -> r.JobRecord:
-        """A new job in the same run directory. Raises NotFound; Conflict unless it FAILED or was CANCELLED."""
+    def request_resume(
+        self, job_id: str, by: str, idempotency_key: str | None = None
+    ) -> tuple[r.JobRecord, bool]:  # fmt: skip
+        """A new job in the same run directory, and whether it was created: not where the key was used for it before.
+
+        Raises NotFound; Conflict unless it FAILED or was CANCELLED, and for a key that stands for something else.
+        """
         new_id = submitting.new_job_id(job_id.rsplit("-", 1)[0])
-        return self.database.write(lambda t: submitting.request_resume(t, job_id, new_id, by))
+        return self.database.write(lambda t: submitting.request_resume(t, job_id, new_id, by, idempotency_key))
 
     def events(
         self,
