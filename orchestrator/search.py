@@ -1,5 +1,5 @@
-"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py` and `halting.py`, all that imports
-ray.tune.
+"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py`, `interruption.py` and
+`scratch.py`, all that imports ray.tune.
 
 Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
 as complete, leaves a NaN trial running, and knows no constraints.
@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,16 @@ from ray.tune.schedulers import FIFOScheduler
 from cluster.gang import Gang
 from cluster.placement import bundles, check_fits
 from jobs.context import WorkRef
-from jobs.errors import Interrupted, JobFailed, StorageError, WorkerLost
+from jobs.errors import Interrupted, JobFailed, SpecError, StorageError, WorkerLost
 from jobs.layout import ParallelLayout
 from jobs.records import Segment, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
 from orchestrator.asker import Asker, PopulationAsker
 from orchestrator.halting import halting
+from orchestrator.interruption import Interruption
 from orchestrator.runs import Storage
+from orchestrator.scratch import Staging, remove_scratch
 from orchestrator.stages import Stages
 from orchestrator.study import Study
 from orchestrator.trials import Leg, TrialTask, count_causes, failed_trial, failure_cause, lost_to_memory, run_trial
@@ -145,6 +147,8 @@ class TrialActor(tune.Trainable):
                 file.write(f"{report['stage_hash']}\n")
 
     def _begin(self, config: dict[str, Any]) -> None:
+        with suppress(OSError):
+            Path(self.logdir).rmdir()  # Tune makes one for each trial, and never removes it
         self.number: int = config["number"]
         self.shown = 0
         self.epochs: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -208,7 +212,12 @@ def run_search(task: SearchTask) -> list[Trial]:
     """
     study = Study(task.base, task.phase, task.folder)
     if len(study.finished) < study.total:
-        _tune(task, study)
+        try:
+            _tune(task, study)
+        except SpecError:
+            if not study.finished:
+                shutil.rmtree(task.folder)  # it could not even start
+            raise
     finished = study.finished
     if task.should_stop():
         raise Interrupted("the search was stopped; finished trials are kept")
@@ -278,7 +287,7 @@ def _tune(task: SearchTask, study: Study) -> None:
         "layout": asdict(task.layout),
         "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
     }
-    scratch = task.folder / "tune"
+    scratch, interruption = task.folder / "tune", Interruption(asker.ended)
     tuner = tune.Tuner(
         tune.with_resources(
             TrialActor,
@@ -297,27 +306,30 @@ def _tune(task: SearchTask, study: Study) -> None:
             name=f"{task.phase}-{time.time_ns()}",
             storage_path=str(scratch),
             verbose=0,
-            stop=asker.ended,
+            stop=interruption,
             # Of the trial's actor. It retries its workers' losses itself.
             failure_config=tune.FailureConfig(max_failures=base.retry.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[Staging(scratch)],
         ),
     )
     try:
-        with _quiet_tune():
+        with _quiet_tune(), interruption.listening():
             if left:
                 tuner.fit()
         if isinstance(asker, PopulationAsker):
             asker.conclude()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_scratch(scratch)
 
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Keeps Tune's own tables off the terminal, and leaves an interruption to whoever drives the job."""
+    """Keeps Tune's tables off the terminal and its logs off the disk, and leaves an interruption to whoever drives."""
     wanted = {
         "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
     }
