@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from sqlalchemy import delete
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
@@ -15,6 +17,7 @@ from orchestrator.client.retry import Retries
 from orchestrator.scheduling import Project, Quota
 from orchestrator.service.ranges import parse_range
 from orchestrator.store import JobState
+from orchestrator.store.tables import jobs
 from tests.orchestrator.service.conftest import DIGITS, World
 
 BAD: list[dict[str, Any]] = [
@@ -142,6 +145,21 @@ class TestResults:
         assert world.admin("GET", path, params={"attempt": 2}).text == ""
         world.logs.away = True
         assert world.admin("GET", path).status_code == 503
+
+    @pytest.mark.parametrize("stream", ["logs?follow=true", "events"])
+    def test_who_follows_a_job_that_is_removed_is_told(self, stream: str, world: World) -> None:
+        job = world.submit()
+        remove = threading.Timer(0.5, self.remove, (world, job))
+        remove.start()
+        answer = world.admin("GET", f"/jobs/{job}/{stream}", headers={"Accept": "text/event-stream"})
+        remove.join()
+        assert answer.status_code == 200  # it had begun
+        assert "event: end" not in answer.text
+        assert world.admin("GET", f"/jobs/{job}/{stream}").status_code == 404
+
+    @staticmethod
+    def remove(world: World, job: str) -> None:
+        world.store.database.write(lambda t: t.connection.execute(delete(jobs).where(jobs.c.id == job)))
 
     def test_metrics_go_on_from_a_position(self, world: World) -> None:
         job = world.submit()
