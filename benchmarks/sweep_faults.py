@@ -1,6 +1,6 @@
 """A sweep under fire: workers are killed at random moments, and every trial must still end, once.
 
-    python benchmarks/sweep_faults.py [--trials 100] [--kills 20] [--seed 0]
+    python benchmarks/sweep_faults.py [--trials 100] [--kills 20] [--seed 0] [--disturbed]
 
 Prints what became of the trials, how long the sweep took against an undisturbed one, and what is left behind; ends
 with exit code 1 if a trial is missing, was booked twice, or failed, or if anything is left.
@@ -38,15 +38,23 @@ SWEEP: dict[str, Any] = {
 
 
 class Killer(threading.Thread):
-    """Kills a random worker of a gang so many times, at random moments."""
+    """Kills a random worker of a gang so many times, at random moments between the first trial's end and the last's."""
 
-    def __init__(self, kills: int, seed: int) -> None:
+    def __init__(self, kills: int, trials: int, seed: int) -> None:
         super().__init__(daemon=True)
-        self.kills, self.draw, self.over = kills, random.Random(seed), threading.Event()
-        self.done = 0
+        self.draw, self.over = random.Random(seed), threading.Event()
+        # In trials that have ended, not in seconds: else a slow machine has seen all of them before its first trial.
+        self.moments = sorted(self.draw.uniform(0.0, 0.95 * trials) for _ in range(kills))
+        self.ended = self.done = 0
+
+    def see(self, event: dict[str, Any]) -> None:
+        """A listener of the run."""
+        self.ended += event["event"] == "trial"
 
     def run(self) -> None:
-        while self.done < self.kills and not self.over.wait(self.draw.uniform(1.0, 5.0)):
+        while self.done < len(self.moments) and not self.over.wait(self.draw.uniform(0.1, 1.0)):
+            if self.ended < self.moments[self.done]:
+                continue
             workers = []
             for child in psutil.Process(os.getpid()).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
@@ -60,11 +68,12 @@ class Killer(threading.Thread):
 
 def sweep(folder: Path, trials: int, kills: int, seed: int) -> tuple[list[str], float, int]:
     """(what is wrong, seconds, kills that were done)."""
-    killer = Killer(kills, seed)
+    killer = Killer(kills, trials, seed)
+    values = {"search.trials": trials, "retry.max_failures": kills}
     killer.start()
     started = time.monotonic()
     try:
-        report = run(JobSpec.parse(SWEEP).replace({"search.trials": trials, "retry.max_failures": kills}), runs=folder)
+        report = run(JobSpec.parse(SWEEP).replace(values), runs=folder, listeners=(killer.see,))
     finally:
         killer.over.set()
     seconds = time.monotonic() - started
@@ -89,9 +98,10 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--disturbed", action="store_true", help="leave out the undisturbed sweep")
     arguments = parser.parse_args()
     failed = False
-    for kills in (0, arguments.kills):
+    for kills in (arguments.kills,) if arguments.disturbed else (0, arguments.kills):
         folder = Path(tempfile.mkdtemp(prefix="sweep-"))
         try:
             wrong, seconds, done = sweep(folder, arguments.trials, kills, arguments.seed)

@@ -13,7 +13,6 @@ share is LSQ's. The zero point z stays as calibrated: 0 behind a relu.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import sqrt
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from jobs.models.invariant import GROUPED
+from jobs.compress.norms import LAYERS, Normed, gain_of, normed_layers
 
 WEIGHT_LEVELS = 63
 """Of 7 bits with a sign: what no kernel saturates with; see `jobs.compress.integers`."""
@@ -224,30 +223,21 @@ def _replace(parent: nn.Module, name: str, old: nn.Module, new: nn.Module) -> No
     setattr(parent, name, new)
 
 
-def fold_norms(module: nn.Module) -> int:
-    """Takes batch normalization into the layer before it, in place: exact in evaluation. How many there were.
+def fold_norms(module: nn.Module) -> list[Normed]:
+    """Takes batch normalization into the layer before it, in place: exact in evaluation. What was folded.
 
-    Of our own families these stand in sequence. The runtime would do it too, but then the weights in the file would
-    not be the ones whose steps are known.
+    The runtime would do it too, but then the weights in the file would not be the ones whose steps are known.
     """
-    count = 0
-    for parent in list(module.modules()):
-        if not isinstance(parent, nn.Sequential):
-            continue
-        names = list(parent._modules)
-        for before, name in pairwise(names):
-            layer, norm = parent._modules[before], parent._modules[name]
-            is_norm = isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, *GROUPED))
-            if is_norm and isinstance(layer, LearntLinear | LearntConv | nn.Linear | nn.Conv2d):
-                _fold(layer, norm)
-                parent._modules[name] = nn.Identity()
-                count += 1
-    return count
+    found = list(normed_layers(module, (LearntLinear, LearntConv, *LAYERS)))
+    for each in found:
+        _fold(module.get_submodule(each.layer), each.norm)
+        module.set_submodule(each.name, nn.Identity())
+    return found
 
 
 def _fold(layer: Any, norm: Any) -> None:
     with torch.no_grad():
-        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+        gain = gain_of(norm)
         bias = torch.zeros_like(gain) if layer.bias is None else layer.bias
         shape = (-1, *([1] * (layer.weight.dim() - 1)))
         layer.weight = nn.Parameter(layer.weight * gain.view(shape))

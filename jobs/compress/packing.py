@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from jobs.compress.learnt import fold_norms
+from jobs.compress.norms import restore_norms, settle_norms
 from jobs.compress.pack import FILES, pack_files, unpack
-from jobs.compress.sharing import round_shared, settle_norms, share_weights
+from jobs.compress.sharing import round_shared, share_weights
 from jobs.compress.sparse import GradualPruning, bake_weights, hide_smallest, mask_weights, weight_of, weighted_layers
 from jobs.context import Context
 from jobs.data import Dataset
@@ -54,12 +56,14 @@ def share(context: Context, request: ShareRequest) -> dict[str, Any]:
         if context.rank == 0:
             save_model(module, blueprint, sparse)
             write_json(steps / "history.json", training.summary)
+    folded = fold_norms(module)
     centroids = share_weights(module, section.codebook_bits, section.conv_bits or section.codebook_bits)
     if section.finetune.epochs:
         tuned = training.run(module, "finetune", section.finetune.epochs, section.finetune.lr or 0.5 * training.lr)
         if tuned is None:
             return {"stopped": True}
         module = tuned
+    restore_norms(module, folded)
     settle_norms(module)
     round_shared(module)
     bake_weights(module)

@@ -81,22 +81,6 @@ def share_weights(module: nn.Module, linear_bits: int, conv_bits: int) -> dict[s
 
 
 @torch.no_grad()
-def settle_norms(module: nn.Module) -> None:
-    """Moves the statistics of batch normalization into its scale and shift: mean 0 and variance 1 are left. In place.
-
-    In evaluation the layer computes the same; a channel then needs two numbers instead of four.
-    """
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine and layer.running_var is not None:
-            assert layer.running_mean is not None
-            factor = layer.weight / (layer.running_var + layer.eps).sqrt()
-            layer.bias.sub_(layer.running_mean * factor)
-            layer.weight.copy_(factor * (1.0 + layer.eps) ** 0.5)
-            layer.running_mean.zero_()
-            layer.running_var.fill_(1.0)
-
-
-@torch.no_grad()
 def round_shared(module: nn.Module) -> None:
     """Rounds centroids, biases and every other floating-point tensor to what a pack stores shortly. In place."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from jobs.compress.norms import gain_of, normed_layers
+
 UPDATE_EVERY = 32
 """Steps between two looks at the magnitudes, while the sparsity grows."""
 RAMP = 0.4
@@ -81,10 +83,12 @@ class GradualPruning:
 def hide_smallest(module: nn.Module, sparsity: float) -> None:
     """Sets the masks so that the share `sparsity` of all weights is zero: those of the lowest scores, of all layers.
 
-    What is hidden stays so, and no layer loses its largest weight.
+    What is hidden stays so, and no layer loses its largest weight. A weight counts as what batch normalization behind
+    its layer makes of it, which alone does not depend on how large the weights of a channel happen to be.
     """
     layers = [layer for _, layer in weighted_layers(module)]
-    found = [layer_scores(weight_of(layer).detach()) for layer in layers]
+    gains = {module.get_submodule(each.layer): gain_of(each.norm) for each in normed_layers(module)}
+    found = [layer_scores(_effective(weight_of(layer).detach(), gains.get(layer))) for layer in layers]
     flat = torch.cat([scores.flatten() for scores in found])
     count = round(sparsity * len(flat))
     if count == 0:
@@ -93,6 +97,10 @@ def hide_smallest(module: nn.Module, sparsity: float) -> None:
     for layer, scores in zip(layers, found, strict=True):
         mask = layer.parametrizations.weight[0].mask  # type: ignore[union-attr, index]
         mask.copy_((scores > threshold) | ((scores == scores.max()) & (scores > 0)))
+
+
+def _effective(weight: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
+    return weight if gain is None else weight * gain.view(-1, *[1] * (weight.dim() - 1))
 
 
 def layer_scores(weight: torch.Tensor) -> torch.Tensor:

@@ -109,9 +109,9 @@ class AsyncClient:
         """Asks for a job's end; a running one writes a checkpoint first. The state says how far that is."""
         return await self._do(calls.cancel(job_id))
 
-    async def resume(self, job_id: str) -> shapes.Job:
-        """A new job that goes on where one that failed or was cancelled ended."""
-        return await self._do(calls.resume(job_id))
+    async def resume(self, job_id: str, *, key: str | None = None) -> shapes.Job:
+        """A new job that goes on where one that failed or was cancelled ended; one, however often the key is sent."""
+        return await self._do(calls.resume(job_id, key_of(key)))
 
     async def wait(self, job_id: str, *, timeout_s: float) -> shapes.JobDetail:
         """The job once it has ended. Raises TimeoutError."""

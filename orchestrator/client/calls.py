@@ -70,9 +70,8 @@ def cancel(job_id: str) -> Call[shapes.Job]:
     return Call("POST", _at("jobs", job_id, "cancel"), shapes.Job.from_json)
 
 
-def resume(job_id: str) -> Call[shapes.Job]:
-    # Sent twice it would be refused the second time, since the first one's job is there.
-    return Call("POST", _at("jobs", job_id, "resume"), shapes.Job.from_json, repeatable=False)
+def resume(job_id: str, key: str) -> Call[shapes.Job]:
+    return Call("POST", _at("jobs", job_id, "resume"), shapes.Job.from_json, headers={KEY_HEADER: key})
 
 
 def metrics(job_id: str, after: int, limit: int) -> Call[shapes.MetricPage]:

@@ -308,9 +308,11 @@ class Controller:
         identity = self._identity()
         if identity is not None:
             self._store.set_cluster_identity(lease, identity)
+        # What was planned may have begun, under a head that is gone: then its run is there, and is gone on with.
+        began = (Path(attempt.run_dir) / "spec.yaml").exists()
         try:
             self._jobs.submit(
-                entrypoint(self._runs, Path(attempt.run_dir).name, attempt.action),
+                entrypoint(self._runs, Path(attempt.run_dir).name, "resume" if began else attempt.action),
                 attempt.submission_id,
                 folder,
                 {

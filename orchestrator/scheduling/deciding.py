@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from orchestrator.scheduling.admission import fits_idle, infeasible
 from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.ledger import NEVER, Ask, Holding, Places
-from orchestrator.scheduling.lines import Line, Lines, alike, still_alike
+from orchestrator.scheduling.lines import Line, Lines
 from orchestrator.scheduling.placing import place
 from orchestrator.scheduling.reasons import (
     behind_text,
-    clock,
     nodes_text,
     quota_text,
     reserved_text,
@@ -29,32 +27,34 @@ from orchestrator.scheduling.records import (
     Job,
     Pending,
     Preempt,
-    Project,
     Refuse,
     Snapshot,
     Start,
     Wait,
 )
+from orchestrator.scheduling.standing import Standing
 from orchestrator.scheduling.victims import Victims
+from orchestrator.scheduling.waiting import Waiting
 
 
 def decide(snapshot: Snapshot) -> list[Decision]:
     """All that is to be done now; `Wait` only for jobs whose reason is not the one that they have."""
-    decisions: list[Decision] = []
-    holdings: dict[str, Holding] = {}
-    used = {gang.job.project for gang in snapshot.gangs} | {one.job.project for one in snapshot.pending}
-    unnamed = sorted(used - {project.name for project in snapshot.projects})
-    snapshot = replace(snapshot, projects=(*snapshot.projects, *map(Project, unnamed)))
     with _without_collections():
-        groups = alike(snapshot.pending)
-        while True:
-            found = _Pass(snapshot, holdings)
-            found.run(groups)
-            decisions += found.acts
-            if not found.acts:
-                return decisions + found.waits
-            snapshot = apply(snapshot, found.acts)
-            groups = still_alike(groups, snapshot.pending)
+        return _decide(snapshot)
+
+
+def _decide(snapshot: Snapshot) -> list[Decision]:
+    books = Books(snapshot)
+    waiting = Waiting(books, snapshot.pending)
+    standing = Standing(books, snapshot.gangs)
+    decisions: list[Decision] = [*waiting.refused]
+    while True:
+        found = _Pass(books, standing, waiting)
+        found.run()
+        if not found.acts:
+            return decisions + waiting.waits + found.waits
+        decisions += found.acts
+        waiting.put(found.moved)
 
 
 @contextmanager
@@ -93,56 +93,30 @@ def apply(snapshot: Snapshot, decisions: list[Decision]) -> Snapshot:
 class _Pass:
     """The queue gone through once. `acts` changes something, `waits` says why the rest does not start."""
 
-    def __init__(self, snapshot: Snapshot, holdings: dict[str, Holding]) -> None:
-        self._snapshot = snapshot
-        self._books = Books(snapshot, holdings)
-        self._ledger = self._books.ledger
-        self._victims = Victims(self._books)
-        self._reservations_left = snapshot.policy.reservations
+    def __init__(self, books: Books, standing: Standing, waiting: Waiting) -> None:
+        self._books = books
+        self._standing = standing
+        self._waiting = waiting
+        self._ledger = standing.ledger()
+        self._victims = Victims(books, standing, self._ledger)
+        self._reservations_left = self._books.snapshot.policy.reservations
         self._held: list[Ask] = []
-        self._first: Job | None = None
-        self._first_of_project: dict[str, Job] = {}
+        self._first: tuple[Job, str] | None = None
+        """The first that waits, with the words for who is behind it; and of each project."""
+        self._first_of_project: dict[int, tuple[Job, str]] = {}
+        self._reasons: dict[tuple[int, bool, int], str] = {}
         self.acts: list[Decision] = []
+        self.moved: dict[str, Pending | None] = {}
+        """Jobs that the acts are for, as they are once these were carried out; None: they wait no longer."""
         self.waits: list[Wait] = []
 
-    def run(self, groups: list[list[Pending]]) -> None:
-        lines = []
-        claiming = []
-        for group in groups:
-            ask = self._feasible(group)
-            if ask is None:
-                continue
-            waiting = []
-            for one in group:
-                if one.not_before_ms > self._books.now_ms:
-                    again = clock(one.not_before_ms, self._books.now_ms)
-                    self._say(one, f"tried again at {again}, after a failure")
-                elif one.claim is not None:
-                    claiming.append((one, ask))
-                else:
-                    waiting.append(one)
-            if waiting:
-                lines.append(Line(waiting, ask))
-        lines += self._claims(claiming)
-        self._lines = Lines(self._books, lines)
+    def run(self) -> None:
+        dropped = self._claims(self._waiting.claiming)
+        self._lines = Lines(self._books.quotas, self._standing, [*self._waiting.lines(), *dropped])
         for ask in self._held:
             self._lines.speak_for(ask)
         for line in self._lines:
             self._serve(line)
-
-    def _feasible(self, group: list[Pending]) -> Ask | None:
-        job = group[0].job
-        ask = self._books.ask(job)
-        if ask is not None and fits_idle(ask, self._books, ever=False):
-            return ask
-        now = infeasible(job, self._books, ever=False) or ""
-        never = infeasible(job, self._books, ever=True)
-        for one in group:
-            if never and not one.admitted:
-                self.acts.append(Refuse(one.job.id, never))
-            else:
-                self._say(one, now)
-        return None
 
     def _say(self, one: Pending, reason: str, reserved_ms: int | None = None, ahead: Job | None = None) -> None:
         if one.reason != reason:
@@ -150,10 +124,11 @@ class _Pass:
 
     def _claims(self, claiming: list[tuple[Pending, Ask]]) -> list[Line]:
         """Jobs whose victims are leaving or have left come first; a claim that cannot be met makes a line."""
-        dropped = []
+        dropped: list[Line] = []
         for one, ask in sorted(claiming, key=lambda c: (-c[0].job.priority, c[0].job.submitted_ms, c[0].job.id)):
             if not self._claim(one, ask):
                 self.acts.append(DropClaim(one.job.id, "what it was promised is not there"))
+                self.moved[one.job.id] = replace(one, claim=None)
                 dropped.append(Line([one], ask))
         return dropped
 
@@ -174,7 +149,7 @@ class _Pass:
         rows = {node for node, _ in places}
         leaving = {
             gang.job.id
-            for gang, holding, _ in books.gangs
+            for gang, holding, _ in self._standing.running
             if gang.leaving_since_ms is not None and rows & set(holding.rows.tolist())
         }
         self._say(one, victims_text(leaving) if leaving else "waiting for what it was promised")
@@ -182,11 +157,10 @@ class _Pass:
 
     def _serve(self, line: Line) -> None:
         one, ask, ledger = line.head, line.ask, self._ledger
-        allowed = ledger.allows(ask)
-        capacity = ledger.capacity(ask) if allowed else None
-        if capacity is not None and int(capacity.sum()) >= ask.workers:
+        allowed, fits = ledger.starts(ask)
+        if fits:
             line.served += 1
-            self._start(one, ask, place(ask.workers, capacity, self._books.unwanted(ask.bundle)))
+            self._start(one, ask, place(ask.workers, ledger.capacity(ask), self._books.unwanted(ask.bundle)))
             self._lines.speak_for(ask)
             self._lines.put_back(line)
             return
@@ -207,15 +181,17 @@ class _Pass:
         reason = self._why(line, allowed)
         room = ledger.room(ask, reserved_ms)
         self._promise(ask, place(ask.workers, room.capacity, self._books.unwanted(ask.bundle)), reserved_ms)
-        self._wait(line, [reason, reserved_text(reserved_ms, self._books.now_ms)], allowed, reserved_ms)
+        self._wait(line, f"{reason}; {reserved_text(reserved_ms, self._books.now_ms)}", allowed, reserved_ms)
         self._lines.speak_within_nominal(ask, 1)
         line.served += 1
         self._lines.put_back(line)
 
     def _start(self, one: Pending, ask: Ask, places: Places) -> None:
-        self._ledger.take_now(self._holding(ask, places), min(NEVER, ask.end(self._books.now_ms)))
-        self._books.stays(ask.project, ask.needs)
-        self.acts.append(Start(one.job.id, self._books.placement(places)))
+        holding, placement = self._holding(ask, places), self._books.placement(places)
+        self._ledger.take_now(holding, min(NEVER, ask.end(self._books.now_ms)))
+        self._standing.start(Gang(one.job, placement, self._books.now_ms), holding)
+        self.acts.append(Start(one.job.id, placement))
+        self.moved[one.job.id] = None
 
     def _hold(self, ask: Ask, places: Places) -> None:
         """From now on nobody else gets these places, though victims are still on them."""
@@ -238,12 +214,13 @@ class _Pass:
         self._victims.gone(victims)
         for victim in victims:
             self._ledger.leaves_at(victim.holding, victim.end_ms, min(victim.end_ms, books.soon_ms))
-            books.stays(victim.holding.project, books.needs(victim.gang), -1)
+            self._standing.leave(victim)
         self._hold(ask, places)
-        names = tuple(victim.gang.job.id for victim in victims)
+        names, placement = tuple(victim.gang.job.id for victim in victims), books.placement(places)
         others = sorted({victim.gang.job.project for victim in victims} - {one.job.project})
         reason = f"priority {one.job.priority} is higher" if not others else f"borrowed by {', '.join(others)}"
-        self.acts.append(Preempt(one.job.id, names, books.placement(places), reason))
+        self.acts.append(Preempt(one.job.id, names, placement, reason))
+        self.moved[one.job.id] = replace(one, claim=placement)
         self._lines.speak_within_nominal(ask, 1)
         line.served += 1
         self._lines.put_back(line)
@@ -254,30 +231,39 @@ class _Pass:
         own = self._lines.speak_within_nominal(line.ask, len(line.jobs) - line.served)
         if own and not allowed:
             self._ledger.claim_quota(line.ask.project, line.ask.needs, own)
+        if self.acts:
+            return  # The queue is gone through again: what would be said now is never heard.
         why = self._why(line, allowed)
-        self._wait(line, [why], allowed, None)
-        head = line.head.job
-        text = f"{why}; {behind_text(head)}"
-        for one in line.jobs[line.served + 1 :]:
-            if one.reason != text:
-                self._say(one, text, None, head)
+        self._wait(line, why, allowed, None)
+        behind = line.jobs[line.served + 1 :]
+        if behind:
+            head = line.head.job
+            text = f"{why}; {behind_text(head)}"
+            for one in behind:
+                if one.reason != text:
+                    self._say(one, text, None, head)
 
     def _why(self, line: Line, allowed: bool) -> str:
-        job, ask, ledger = line.head.job, line.ask, self._ledger
+        key = (line.ask.kind, allowed, self._ledger.version)
+        if key not in self._reasons:
+            self._reasons[key] = self._reason(line.head.job, line.ask, allowed)
+        return self._reasons[key]
+
+    def _reason(self, job: Job, ask: Ask, allowed: bool) -> str:
         if not allowed:
-            names, left = self._books.names, ledger.available_now(ask.project)
+            names, left = self._books.names, self._ledger.available_now(ask.project)
             short = tuple((names[column], need, left[column]) for column, need in ask.needs if need > left[column])
-            if short:
-                return quota_text(job.project, short)
-            return "waiting for quota that jobs ahead were promised"
-        room = self._books.room_now(ask)
+            return quota_text(job.project, short) if short else "waiting for quota that jobs ahead were promised"
+        room = self._ledger.room_now(ask.bundle)
         return nodes_text(job.demand, min(room, ask.workers), kept=room >= ask.workers)
 
-    def _wait(self, line: Line, reason: list[str], allowed: bool, reserved_ms: int | None) -> None:
-        job = line.head.job
-        ahead = self._first if allowed else self._first_of_project.get(job.project, self._first)
-        if ahead:
-            reason.append(behind_text(ahead))
-        self._first = self._first or job
-        self._first_of_project.setdefault(job.project, job)
-        self._say(line.head, "; ".join(reason), reserved_ms, ahead)
+    def _wait(self, line: Line, reason: str, allowed: bool, reserved_ms: int | None) -> None:
+        one, project = line.head, line.ask.project
+        first = self._first if allowed else self._first_of_project.get(project, self._first)
+        if first:
+            self._say(one, f"{reason}; {first[1]}", reserved_ms, first[0])
+        else:
+            self._say(one, reason, reserved_ms)
+        if project not in self._first_of_project:
+            self._first_of_project[project] = one.job, behind_text(one.job)
+            self._first = self._first or self._first_of_project[project]

@@ -7,6 +7,7 @@ promised starts room only grows. So a few *moments* are all that has to be looke
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,7 @@ Places = list[tuple[int, int]]
 """(node, bundles on it)."""
 
 
-@dataclass(frozen=True)
-class Holding:
+class Holding(NamedTuple):
     """What a gang holds: `rows` are its nodes, `held` (rows, resources) what it has on each."""
 
     project: int
@@ -49,18 +49,12 @@ class Moment:
         self.free[holding.rows] -= sign * holding.held
         self.usage[holding.project] += sign * holding.total
 
-    def take_all(self, holdings: Sequence[Holding]) -> None:
-        if holdings:
-            rows = np.concatenate([holding.rows for holding in holdings])
-            np.subtract.at(self.free, rows, np.concatenate([holding.held for holding in holdings]))
-            projects = np.array([holding.project for holding in holdings], np.int64)
-            np.add.at(self.usage, projects, np.array([holding.total for holding in holdings]))
 
-
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """A gang that looks for room."""
 
+    kind: int
+    """The same for all of a project that ask for as much, for whatever time."""
     project: int
     bundle: Bundle
     workers: int
@@ -73,22 +67,30 @@ class Ask:
 
 
 class Ledger:
-    """The working state of one pass. `take_now`, `promise` and `release_at` change it; all else looks."""
+    """The working state of one pass. `take_now`, `promise` and `leaves_at` change it; all else looks.
 
-    def __init__(self, quotas: Quotas, now_ms: int, free: Amounts, usage: Amounts) -> None:
+    Args:
+        releases: what runs now, and until when.
+    """
+
+    def __init__(self, quotas: Quotas, now: Moment, releases: Iterable[tuple[int, Holding]]) -> None:
         self.quotas = quotas
-        self.now = Moment(now_ms, free, usage)
+        self.now = now
         self.later: list[Moment] = []
-        self._releases: list[tuple[int, Holding]] = []
+        self._releases = list(releases)
         self._promises: list[tuple[int, int, Holding]] = []
         self._flat: _Flat | None = None
         self._room: dict[int, Amounts] = {}
-        self._capacity: dict[tuple[bytes, int], tuple[int, NDArray[np.int64]]] = {}
+        self._capacity: dict[tuple[bytes, int], tuple[int, NDArray[np.int64], int]] = {}
         self._touched: list[int] = []
         self._available: dict[tuple[int, int], list[int]] = {}
+        self._starts: dict[tuple[int, int], tuple[bool, bool]] = {}
+        self._counts: dict[int | None, int] = {}
         self.version = 0
         """Grows with every change."""
-        self.claimed_quota = np.zeros_like(usage)
+        self.moves = 0
+        """Grows with every change of what is held when."""
+        self.claimed_quota = np.zeros_like(now.usage)
         """Kept for jobs within nominal that wait for what others borrowed."""
 
     def moments_before(self, end_ms: int) -> int:
@@ -98,18 +100,44 @@ class Ledger:
             count += 1
         return count
 
+    def _count(self, ask: Ask) -> int:
+        """How many promised starts come before the end of the gang, were it started now."""
+        count = self._counts.get(ask.length_ms)
+        if count is None:
+            count = self._counts[ask.length_ms] = self.moments_before(ask.end(self.now.time_ms))
+        return count
+
+    def starts(self, ask: Ask) -> tuple[bool, bool]:
+        """Whether the quota has room from now until the gang's end, and if so, whether the nodes have."""
+        key = (ask.kind, self._count(ask))
+        found = self._starts.get(key)
+        if found is None:
+            allowed = self.allows(ask)
+            fits = allowed and self._capacity_until(ask.bundle, key[1])[1] >= ask.workers
+            found = self._starts[key] = (allowed, fits)
+        return found
+
     def capacity(self, ask: Ask) -> NDArray[np.int64]:
         """Bundles that each node holds from now until the gang's end. Do not write into it."""
-        count = self.moments_before(ask.end(self.now.time_ms))
-        key = (ask.bundle.key, count)
-        seen, held = self._capacity.get(key, (-1, None))
+        return self._capacity_until(ask.bundle, self._count(ask))[0]
+
+    def room_now(self, bundle: Bundle) -> int:
+        """How many such bundles would fit this moment, were nothing promised."""
+        return self._capacity_until(bundle, 0)[1]
+
+    def _capacity_until(self, bundle: Bundle, count: int) -> tuple[NDArray[np.int64], int]:
+        """By node and in all, until so many promised starts have come."""
+        key = (bundle.key, count)
+        seen, held, total = self._capacity.get(key, (-1, None, 0))
         if held is None:
-            held = capacities(ask.bundle, self._lowest(count))
+            held = capacities(bundle, self._lowest(count))
         elif seen < len(self._touched):
             rows = np.array(sorted(set(self._touched[seen:])), np.int64)
-            held[rows] = capacities(ask.bundle, self._lowest(count)[rows])
-        self._capacity[key] = (len(self._touched), held)
-        return held
+            held[rows] = capacities(bundle, self._lowest(count)[rows])
+        if seen < len(self._touched):
+            total = int(held.sum())
+            self._capacity[key] = (len(self._touched), held, total)
+        return held, total
 
     def allows(self, ask: Ask) -> bool:
         """Whether the quota has room from now until the gang's end."""
@@ -117,7 +145,7 @@ class Ledger:
 
     def available(self, ask: Ask) -> list[int]:
         """What the project may use more, by resource, from now until the gang's end."""
-        return self._available_until(ask.project, self.moments_before(ask.end(self.now.time_ms)))
+        return self._available_until(ask.project, self._count(ask))
 
     def available_now(self, project: int) -> list[int]:
         """The same, whatever was promised."""
@@ -139,19 +167,20 @@ class Ledger:
     def _changed(self) -> None:
         self.version += 1
         self._available.clear()
+        self._starts.clear()
 
     def take_now(self, holding: Holding, end_ms: int) -> None:
         """A gang starts. One without a limit counts even where all others without a limit are thought to have ended."""
         for moment in (self.now, *self.later[: self.moments_before(end_ms + (end_ms == NEVER))]):
             moment.take(holding)
-        self.release_at(holding, end_ms)
+        self._release_at(holding, end_ms)
+        self.moves += 1
         self._changed()
         self._touched += holding.rows.tolist()
         for count, lowest in self._room.items():
             lowest[holding.rows] = self._lowest_of(count, holding.rows)
 
-    def release_at(self, holding: Holding, time_ms: int) -> None:
-        """A gang that runs is expected to end."""
+    def _release_at(self, holding: Holding, time_ms: int) -> None:
         self._releases.append((time_ms, holding))
         self._flat = None
 
@@ -161,7 +190,7 @@ class Ledger:
         for moment in self.later:
             if time_ms <= moment.time_ms < before_ms:
                 moment.take(holding, -1)
-        self.release_at(holding, time_ms)
+        self._release_at(holding, time_ms)
         self._forget()
 
     def promise(self, holding: Holding, start_ms: int, end_ms: int) -> None:
@@ -257,6 +286,8 @@ class Ledger:
         self._room.clear()
         self._capacity.clear()
         self._touched.clear()
+        self._counts.clear()
+        self.moves += 1
         self._changed()
 
 
@@ -272,7 +303,7 @@ class _Flat:
             self.rows = np.concatenate([holding.rows for _, holding in ordered])
             self.held = np.concatenate([holding.held for _, holding in ordered])
             self.projects = np.array([holding.project for _, holding in ordered], np.int64)
-            self.totals = np.stack([holding.total for _, holding in ordered])
+            self.totals = np.array([holding.total for _, holding in ordered])
 
     def release(self, count: int, moment: Moment) -> None:
         if count:

@@ -9,18 +9,19 @@ the work of a decision grows with the number of lines, not of jobs.
 """
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from orchestrator.scheduling.books import Books
 from orchestrator.scheduling.ledger import Ask
+from orchestrator.scheduling.quota import Quotas
 from orchestrator.scheduling.records import Job, Pending
+from orchestrator.scheduling.standing import Standing
 
 Key = tuple[bool, int, int, int, str]
 
-_alike = attrgetter("job.project", "job.priority", "job.limit_ms", "job.demand.workers", "job.demand.bundle")
-_in_turn = attrgetter("job.submitted_ms", "job.id")
+in_turn = attrgetter("job.submitted_ms", "job.id")
 
 
 @dataclass(eq=False)
@@ -35,34 +36,36 @@ class Line:
         return self.jobs[self.served]
 
 
+def kind(job: Job) -> tuple[object, ...]:
+    """All that a decision looks at, but for the job's age."""
+    return job.project, job.priority, job.limit_ms, job.demand.workers, job.demand.bundle
+
+
 def alike(pending: Iterable[Pending]) -> list[list[Pending]]:
-    """Jobs grouped by all that a decision looks at, each group oldest first."""
-    groups: dict[tuple[object, ...], list[Pending]] = {}
-    for one in sorted(pending, key=_in_turn):
-        groups.setdefault(_alike(one), []).append(one)
-    return list(groups.values())
-
-
-def still_alike(groups: Iterable[list[Pending]], pending: Iterable[Pending]) -> list[list[Pending]]:
-    """The groups without those that wait no longer: what `alike` would give, in less time."""
-    by_id = {one.job.id: one for one in pending}
-    left = ([by_id[one.job.id] for one in group if one.job.id in by_id] for group in groups)
-    return [group for group in left if group]
+    """Jobs of one kind together; oldest first, among kinds and within each."""
+    groups: dict[tuple[object, ...], list[tuple[int, str, Pending]]] = defaultdict(list)
+    for one in pending:
+        job = one.job
+        groups[kind(job)].append((job.submitted_ms, job.id, one))
+    for group in groups.values():
+        group.sort()
+    return [[one for _, _, one in group] for group in sorted(groups.values())]
 
 
 class Lines:
     """All lines; iterating gives the one whose head is next, until each is closed or served."""
 
-    def __init__(self, books: Books, lines: Iterable[Line]) -> None:
-        self._books = books
-        self.spoken_for = [list(row) for row in books.staying]
+    def __init__(self, quotas: Quotas, standing: Standing, lines: Iterable[Line]) -> None:
+        self._quotas = quotas
+        self._standing = standing
+        self.spoken_for = [list(row) for row in standing.staying]
         """Use by project, with what its jobs within nominal wait for."""
         self._stamps = [0] * len(self.spoken_for)
         self._heap = [(self._key(line), index, line, 0) for index, line in enumerate(lines)]
         heapq.heapify(self._heap)
 
     def within_nominal(self, ask: Ask) -> bool:
-        return self._books.quotas.within_nominal(ask.project, ask.needs, self.spoken_for[ask.project])
+        return self._quotas.within_nominal(ask.project, ask.needs, self.spoken_for[ask.project])
 
     def speak_for(self, ask: Ask, count: int = 1) -> None:
         own = self.spoken_for[ask.project]
@@ -72,7 +75,7 @@ class Lines:
 
     def speak_within_nominal(self, ask: Ask, most: int) -> int:
         """Of jobs alike, as many as stay within nominal together are spoken for: their number."""
-        own = self._books.quotas.how_many_within_nominal(ask.project, ask.needs, self.spoken_for[ask.project], most)
+        own = self._quotas.how_many_within_nominal(ask.project, ask.needs, self.spoken_for[ask.project], most)
         if own:
             self.speak_for(ask, own)
         return own
@@ -94,6 +97,6 @@ class Lines:
             yield line
 
     def _key(self, line: Line) -> Key:
-        job: Job = line.head.job
-        share = self._books.share(line.ask.project)
-        return not self.within_nominal(line.ask), -job.priority, share, job.submitted_ms, job.id
+        ask, job = line.ask, line.jobs[line.served].job
+        own = self._quotas.within_nominal(ask.project, ask.needs, self.spoken_for[ask.project])
+        return not own, -job.priority, self._standing.share(ask.project), job.submitted_ms, job.id

@@ -6,6 +6,7 @@ so two machines that see the same snapshot decide the same.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, Self
 
 Resources = Mapping[str, int]
@@ -21,7 +22,13 @@ def milli(amounts: Mapping[str, float]) -> dict[str, int]:
     return {name: round(1000 * amount) for name, amount in amounts.items()}
 
 
-@dataclass(frozen=True)
+@lru_cache(4096)
+def _one_for_all(bundle: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """The same object for all that are equal: thousands of jobs ask for a few things, and are grouped by them."""
+    return bundle
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """A gang: `workers` equal bundles, each whole on one node; all of them start or none.
 
@@ -40,6 +47,7 @@ class Demand:
             raise ValueError(f"a worker needs something, and of nothing less than none: {dict(self.bundle)}")
         if list(self.bundle) != sorted(dict(self.bundle).items()):
             raise ValueError(f"the resources of a bundle stand in order, each once: {self.bundle}")
+        object.__setattr__(self, "bundle", _one_for_all(self.bundle))
 
     @classmethod
     def of(cls, workers: int, **amounts: float) -> Self:
@@ -51,7 +59,7 @@ class Demand:
         return {name: self.workers * amount for name, amount in self.bundle}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Node:
     """A node that answers."""
 
@@ -61,7 +69,7 @@ class Node:
     """What others than the queue's own gangs hold there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Quota:
     """What a project owns of its pool. A resource that `nominal` does not name is not limited."""
 
@@ -72,7 +80,7 @@ class Quota:
     """At most this much of nominal is lent; None: all that is unused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Project:
     """Who shares with whom.
 
@@ -93,7 +101,7 @@ class Project:
             raise ValueError(f"project {self.name}: a weight is at least 1, not {self.weight}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """What was asked for."""
 
@@ -106,7 +114,7 @@ class Job:
     """Time limit of one attempt; None: it may never end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pending:
     """A job that waits to be started."""
 
@@ -121,7 +129,7 @@ class Pending:
     """What was last told: `Wait` says only what is new."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gang:
     """A live attempt: it holds its resources until it is confirmed to be gone."""
 
@@ -137,7 +145,7 @@ class Gang:
             raise ValueError(f"job {self.job.id}: {self.job.demand.workers} workers, {len(self.placement)} places")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Policy:
     reservations: int = 1
     """How many jobs that do not fit get a start that nothing below may delay."""
@@ -149,7 +157,7 @@ class Policy:
             raise ValueError("at least one reservation, and no less than no grace")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that a decision may depend on. The order within the tuples means nothing."""
 
@@ -173,13 +181,13 @@ class Snapshot:
                 raise ValueError(f"a {what} stands in a snapshot once")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Start:
     job: str
     placement: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Preempt:
     """The victims checkpoint, leave, and wait again with their original time; `placement` is kept for `for_job`."""
 
@@ -189,7 +197,7 @@ class Preempt:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DropClaim:
     """A claim that can no longer be met: a node is gone, or a victim does not leave."""
 
@@ -197,7 +205,7 @@ class DropClaim:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """The job can never start, and says so with the numbers."""
 
@@ -205,7 +213,7 @@ class Refuse:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wait:
     job: str
     reason: str

@@ -7,66 +7,82 @@ lowest priority, then newest. They are added until the job fits, then those that
 reverse: no smaller part would do.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator.scheduling.books import Books
-from orchestrator.scheduling.ledger import Ask, Holding, Room
+from orchestrator.scheduling.ledger import Ask, Ledger, Moment, Room
 from orchestrator.scheduling.placing import Amounts, capacities
 from orchestrator.scheduling.quota import allows
-from orchestrator.scheduling.records import Gang, Job
+from orchestrator.scheduling.records import Job
+from orchestrator.scheduling.standing import Running, Standing
 
 _FEW = 16
 
 
-@dataclass(frozen=True)
-class Candidate:
-    gang: Gang
-    holding: Holding
-    end_ms: int
+def _in_turn(one: Running) -> tuple[int, int, str]:
+    return one.gang.job.priority, -one.gang.started_ms, one.gang.job.id
+
+
+class Taken(NamedTuple):
+    """What all that a job could ask to leave hold together."""
+
+    running: list[Running]
+    free: Amounts
+    """(nodes, resources)"""
+    usage: Amounts
+    """(projects, resources)"""
 
 
 class Victims:
     """The search for victims, with what all jobs of a project and priority have in common kept."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, standing: Standing, ledger: Ledger) -> None:
         self._books = books
-        self._by_project: dict[int, list[Candidate]] = defaultdict(list)
-        for gang, holding, end_ms in books.gangs:
-            if gang.leaving_since_ms is None:
-                self._by_project[holding.project].append(Candidate(gang, holding, end_ms))
-        for candidates in self._by_project.values():
-            candidates.sort(key=lambda c: (c.gang.job.priority, -c.gang.started_ms, c.gang.job.id))
-        self._most: dict[tuple[int, int, bool, bytes, int], tuple[int, list[int]]] = {}
-        self._all: dict[tuple[int, int, bytes | None], tuple[list[Candidate], Amounts]] = {}
+        self._standing = standing
+        self._ledger = ledger
+        self._by_project: dict[int, list[Running]] = defaultdict(list)
+        for one in sorted(standing.running, key=_in_turn):
+            if one.gang.leaving_since_ms is None:
+                self._by_project[one.holding.project].append(one)
+        self._could: dict[tuple[int, int, bool], tuple[int, bool]] = {}
+        self._taken: dict[tuple[int, int, bytes | None], Taken] = {}
+        self._soon: tuple[int, Moment] | None = None
 
-    def gone(self, chosen: list[Candidate]) -> None:
+    def gone(self, chosen: list[Running]) -> None:
         """They were told to leave: nobody else's victims."""
         for victim in chosen:
             self._by_project[victim.holding.project].remove(victim)
-        self._all.clear()
+        self._taken.clear()
+        self._could.clear()
 
     def could(self, job: Job, ask: Ask, reclaims: bool) -> bool:
         """Whether there is anything to take and the job would have room if it took it all. Cheap when not."""
-        candidates, given = self._candidates(job, ask, reclaims)
-        if not candidates:
-            return False
-        ledger = self._books.ledger
-        key = (ask.project, job.priority, reclaims, ask.bundle.key, ledger.version)
-        if key not in self._most:
-            soon = ledger.at(self._books.soon_ms)
-            for candidate in candidates:
-                soon.usage[candidate.holding.project] -= candidate.holding.total
-            available = self._books.quotas.available(ask.project, soon.usage + ledger.claimed_quota)
-            self._most[key] = int(capacities(ask.bundle, soon.free + given).sum()), available
-        room, available = self._most[key]
-        return room >= ask.workers and allows(ask.needs, available)
+        key = (ask.kind, job.priority, reclaims)
+        version, could = self._could.get(key, (-1, False))
+        if version != self._ledger.version:
+            could = self._would_fit(ask, self._all_taken(job, ask, reclaims))
+            self._could[key] = (self._ledger.version, could)
+        return could
 
-    def choose(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Room] | None:
+    def _would_fit(self, ask: Ask, taken: Taken) -> bool:
+        ledger = self._ledger
+        if not taken.running:
+            return False
+        if self._soon is None or self._soon[0] != ledger.moves:
+            self._soon = ledger.moves, ledger.at(self._books.soon_ms)
+        soon = self._soon[1]
+        usage = soon.usage - taken.usage + ledger.claimed_quota
+        if not allows(ask.needs, self._books.quotas.available(ask.project, usage)):
+            return False
+        return int(capacities(ask.bundle, soon.free + taken.free).sum()) >= ask.workers
+
+    def choose(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Running], Room] | None:
         """Victims, and the room that the job then has; None when even all of them would not do."""
-        candidates, _ = self._candidates(job, ask, reclaims)
+        candidates = self._all_taken(job, ask, reclaims).running
         found = self._greedy(job, ask, candidates)
         if found is None and 1 < len(candidates) <= _FEW:
             # The order may spend what a borrower owes on gangs that do not help: then others first, the largest before.
@@ -79,22 +95,25 @@ class Victims:
             )
         return found
 
-    def _candidates(self, job: Job, ask: Ask, reclaims: bool) -> tuple[list[Candidate], Amounts]:
-        """In order, with what they hold together (nodes, resources)."""
+    def _all_taken(self, job: Job, ask: Ask, reclaims: bool) -> Taken:
         key = (ask.project, job.priority, ask.bundle.kinds if reclaims else None)
-        if key not in self._all:
+        if key not in self._taken:
             found = self._from_others(job, ask) if reclaims else []
             if self._books.quotas.projects[ask.project].preempt_within == "lower_priority":
-                found += [c for c in self._by_project[ask.project] if c.gang.job.priority < job.priority]
-            given = np.zeros_like(self._books.totals)
+                own = self._by_project[ask.project]
+                found += own[: bisect_left(own, job.priority, key=lambda one: one.gang.job.priority)]
+            free, usage = np.zeros_like(self._books.totals), self._books.no_usage()
             if found:
-                rows = np.concatenate([c.holding.rows for c in found])
-                np.add.at(given, rows, np.concatenate([c.holding.held for c in found]))
-            self._all[key] = (found, given)
-        return self._all[key]
+                holdings = [one.holding for one in found]
+                rows, held = (np.concatenate([holding[i] for holding in holdings]) for i in (1, 2))
+                np.add.at(free, rows, held)
+                owners = np.array([holding.project for holding in holdings])
+                np.add.at(usage, owners, np.array([holding.total for holding in holdings]))
+            self._taken[key] = Taken(found, free, usage)
+        return self._taken[key]
 
-    def _from_others(self, job: Job, ask: Ask) -> list[Candidate]:
-        quotas, staying = self._books.quotas, self._books.staying
+    def _from_others(self, job: Job, ask: Ask) -> list[Running]:
+        quotas, staying = self._books.quotas, self._standing.staying
         policy = quotas.projects[ask.project].reclaim
         if policy == "never":
             return []
@@ -108,19 +127,19 @@ class Victims:
             if (policy == "any" or candidate.gang.job.priority < job.priority)
             and any(candidate.holding.total[column] > 0 for column, _ in ask.needs)
         ]
-        return sorted(found, key=lambda c: (c.gang.job.priority, -c.gang.started_ms, c.gang.job.id))
+        return sorted(found, key=_in_turn)
 
-    def _greedy(self, job: Job, ask: Ask, candidates: list[Candidate]) -> tuple[list[Candidate], Room] | None:
+    def _greedy(self, job: Job, ask: Ask, candidates: list[Running]) -> tuple[list[Running], Room] | None:
         books = self._books
-        room = books.ledger.room(ask, books.soon_ms)
-        staying = [list(row) for row in books.staying]
-        chosen: list[Candidate] = []
+        room = self._ledger.room(ask, books.soon_ms)
+        staying = [list(row) for row in self._standing.staying]
+        chosen: list[Running] = []
         for candidate in candidates:
             project = candidate.holding.project
             if project != ask.project and not books.quotas.borrows(project, staying[project], ask.needs):
                 continue
             chosen.append(candidate)
-            for column, amount in books.needs(candidate.gang):
+            for column, amount in books.needs(candidate.gang.job.demand):
                 staying[project][column] -= amount
             room.give([(candidate.holding, candidate.end_ms)])
             if room.fits():
@@ -135,20 +154,20 @@ class Victims:
                 room.give([(candidate.holding, candidate.end_ms)])
         return (chosen, room) if self._stay_behind(job, ask, chosen) else None
 
-    def _stay_behind(self, job: Job, ask: Ask, chosen: list[Candidate]) -> bool:
+    def _stay_behind(self, job: Job, ask: Ask, chosen: list[Running]) -> bool:
         """Whether all victims come after the job in the order that they will wait in.
 
         Otherwise one could be started again first, if the victims leave late and the claim on their places is dropped.
         """
-        books, within = self._books, self._books.quotas.within_nominal
-        rest = {victim.holding.project: list(books.staying[victim.holding.project]) for victim in chosen}
-        rest.setdefault(ask.project, list(books.staying[ask.project]))
+        books, staying, within = self._books, self._standing.staying, self._books.quotas.within_nominal
+        rest = {victim.holding.project: list(staying[victim.holding.project]) for victim in chosen}
+        rest.setdefault(ask.project, list(staying[ask.project]))
         for victim in chosen:
-            for column, amount in books.needs(victim.gang):
+            for column, amount in books.needs(victim.gang.job.demand):
                 rest[victim.holding.project][column] -= amount
         owns = within(ask.project, ask.needs, rest[ask.project])
         return not any(
-            within(victim.holding.project, books.needs(victim.gang), rest[victim.holding.project])
+            within(victim.holding.project, books.needs(victim.gang.job.demand), rest[victim.holding.project])
             and (not owns or victim.gang.job.priority >= job.priority)
             for victim in chosen
         )

@@ -18,6 +18,7 @@ from orchestrator.store import Store
 
 _SEEN_GONE_S = 15
 """Until it is noticed that a job that used all of its time to stop is gone."""
+POLICY = Policy(grace_ms=1000 * (STOP_GRACE_S + _SEEN_GONE_S))
 
 
 class NoController:
@@ -60,9 +61,8 @@ def ray_side(given: str | None, store: Store, runs: Path, *, api_only: bool) -> 
         what = "the address of Ray's dashboard is needed, or a local cluster: thresher cluster up"
         raise SpecError.at("--ray", what, allowed="http://head:8265; or --api-only")
     jobs = RayJobs(address)
-    policy = Policy(grace_ms=1000 * (STOP_GRACE_S + _SEEN_GONE_S))
     cluster = RayCluster(Dashboard(address))
-    controller = Controller(store, jobs, cluster, runs, policy)
+    controller = Controller(store, jobs, cluster, runs, POLICY)
     return RaySide(address, jobs, AsQueued(cluster, controller.taken), controller)
 
 

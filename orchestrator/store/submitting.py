@@ -37,16 +37,8 @@ def body_digest(new: NewJob) -> str:
 def submit(transaction: Transaction, new: NewJob, job_id: str, key: str | None) -> tuple[JobRecord, bool]:
     """The job, and whether it is a new one."""
     digest = body_digest(new)
-    same = jobs.c.id == job_id
-    if key is not None:
-        same = same | ((jobs.c.project == new.project) & (jobs.c.idempotency_key == key))
-    connection = transaction.connection
-    known = connection.execute(select(jobs.c.id, jobs.c.body_digest, jobs.c.idempotency_key).where(same)).first()
-    if known is not None:
-        if known.body_digest != digest or known.idempotency_key != key:
-            used = f"idempotency key {key!r}" if known.idempotency_key == key and key else f"id {known.id}"
-            raise Conflict(f"{used} was used before, for another submission (job {known.id})")
-        return found(transaction, known.id), False
+    if (known := _known(transaction, job_id, new.project, key, digest)) is not None:
+        return known, False
     _hold_project(transaction, new.project)
     values: dict[str, Any] = {
         "id": job_id,
@@ -81,12 +73,14 @@ def request_cancel(transaction: Transaction, job_id: str, by: str) -> JobRecord:
     return found(transaction, job_id)
 
 
-def request_resume(transaction: Transaction, job_id: str, new_id: str, by: str) -> JobRecord:
-    """A new job that goes on in the run directory of one that failed or was cancelled."""
-    known = transaction.connection.execute(rows.select_jobs(jobs.c.id == new_id)).first()
-    if known is not None:
-        return rows.job(known)
+def request_resume(
+    transaction: Transaction, job_id: str, new_id: str, by: str, key: str | None
+) -> tuple[JobRecord, bool]:  # fmt: skip
+    """A new job that goes on in the run directory of one that failed or was cancelled; and whether it is a new one."""
     job = locked_job(transaction, job_id)
+    digest = digest_json({"resumes": job_id})
+    if (known := _known(transaction, new_id, job.project, key, digest)) is not None:
+        return known, False
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
         words = "there is nothing to resume" if job.state is JobState.SUCCEEDED else "it goes on by itself"
         raise Conflict(f"job {job_id} is {job.state}: {words}", job.state)
@@ -99,9 +93,24 @@ def request_resume(transaction: Transaction, job_id: str, new_id: str, by: str) 
     same = ("project", "name", "priority", "spec", "spec_hash", "limit_ms", "run_id", "run_dir", "has_code")
     values: dict[str, Any] = {name: getattr(job, name) for name in same}
     values |= {"id": new_id, "demand": rows.demand_document(job.demand), "resumes": job_id, "submitted_by": by}
-    values |= {"idempotency_key": None, "body_digest": digest_json({"resumes": job_id, "id": new_id})}
+    values |= {"idempotency_key": key, "body_digest": digest}
     _insert(transaction, values)
-    return found(transaction, new_id)
+    return found(transaction, new_id), True
+
+
+def _known(transaction: Transaction, job_id: str, project: str, key: str | None, digest: str) -> JobRecord | None:
+    """The job that the same request made before. Raises Conflict where its id or its key stands for another one."""
+    same = jobs.c.id == job_id
+    if key is not None:
+        same = same | ((jobs.c.project == project) & (jobs.c.idempotency_key == key))
+    asked = select(jobs.c.id, jobs.c.body_digest, jobs.c.idempotency_key).where(same)
+    known = transaction.connection.execute(asked).first()
+    if known is None:
+        return None
+    if known.body_digest != digest or known.idempotency_key != key:
+        used = f"idempotency key {key!r}" if known.idempotency_key == key and key else f"id {known.id}"
+        raise Conflict(f"{used} was used before, for another submission (job {known.id})")
+    return found(transaction, known.id)
 
 
 def found(transaction: Transaction, job_id: str) -> JobRecord:

@@ -40,6 +40,9 @@ class Head:
     address: str
     url: str
     token: str
+    pid: int
+    folder: Path
+    """Where it keeps the files of its sessions."""
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +63,7 @@ def ray_head() -> Iterator[Head]:
             )
         try:
             wait_for_dashboard(f"http://127.0.0.1:{dashboard}", process, Path(log.name))
-            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token)
+            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, process.pid, Path(folder))
         finally:
             process.terminate()
             try:

@@ -73,8 +73,7 @@ async def submit(
     code: Annotated[str | None, Query(pattern=_SHA256, description="Digest of modules that were sent before.")] = None,
 ) -> Any:
     """Queue a job. The answer comes once it is durable; what `thresher plan` refuses is refused with 422."""
-    if key is not None and not re.fullmatch(_KEY, key):
-        raise SpecError.at("Idempotency-Key", "not a key", key, "1 to 200 visible ASCII signs")
+    _check_key(key)
     body = await request.body()
     loop = asyncio.get_running_loop()
     kind = request.headers.get("content-type", "")
@@ -89,6 +88,11 @@ async def submit(
         response.status_code = 200
     response.headers["Location"] = f"{request.url.path}/{job.id}"
     return job_view(job)
+
+
+def _check_key(key: str | None) -> None:
+    if key is not None and not re.fullmatch(_KEY, key):
+        raise SpecError.at("Idempotency-Key", "not a key", key, "1 to 200 visible ASCII signs")
 
 
 def _light(
@@ -236,10 +240,18 @@ def cancel(here: Here, who: Submitter, job_id: JobId) -> shapes.Job:
     return job_view(job)
 
 
-@router.post("/jobs/{job_id}/resume", status_code=201, responses=refusals(403, 404, 409))
-def resume(here: Here, who: Submitter, job_id: JobId) -> shapes.Job:
+@router.post(
+    "/jobs/{job_id}/resume",
+    status_code=201,
+    responses={200: {"model": shapes.Job, "description": "it was asked for before"}, **refusals(403, 404, 409)},
+)
+def resume(here: Here, who: Submitter, response: Response, job_id: JobId, key: Key = None) -> shapes.Job:
     """A new job that goes on in the run directory of one that FAILED or was CANCELLED."""
+    _check_key(key)
     job_of(here, who, job_id)
-    job = here.store.request_resume(job_id, who.token.name)
-    here.wake()
+    job, created = here.store.request_resume(job_id, who.token.name, key)
+    if created:
+        here.wake()
+    else:
+        response.status_code = 200
     return job_view(job)

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from jobs import data
+from jobs.compress.learnt import fold_norms
+from jobs.compress.norms import restore_norms, settle_norms
 from jobs.compress.pack import restore, unpack
 from jobs.compress.packing import pack, share
-from jobs.compress.sharing import cluster, fixed_point, round_shared, settle_norms, share_weights
+from jobs.compress.sharing import cluster, fixed_point, round_shared, share_weights
 from jobs.compress.sparse import (
     GradualPruning,
     bake_weights,
@@ -190,6 +192,32 @@ def test_statistics_of_batch_normalization_move_into_scale_and_shift() -> None:
     norm = model[1]
     assert (norm.running_mean == 0).all()
     assert (norm.running_var == 1).all()
+
+
+def test_a_folded_normalization_comes_back_as_a_shift() -> None:
+    model = perceptron()
+    for _ in range(20):
+        model(3.0 + 2.0 * torch.randn(64, 20))
+    model.eval()
+    x, names, biases = torch.randn(8, 20), list(model.state_dict()), model[0].bias is not None
+    before = model(x)
+    folded = fold_norms(model)
+    assert [each.name for each in folded] == ["1"]
+    restore_norms(model, folded)
+    assert torch.allclose(model(x), before, atol=1e-4)
+    assert list(model.state_dict()) == names
+    assert (model[0].bias is not None) == biases
+    assert model[1].weight.unique().numel() == 1
+
+
+def test_weights_are_compared_as_normalization_scales_them() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[8.0, 4.0], [2.0, 1.0]]))
+        model[1].running_var.copy_(torch.tensor([100.0, 0.01]))
+    mask_weights(model)
+    hide_smallest(model, 0.5)
+    assert model[0].parametrizations.weight[0].mask.tolist() == [[False, False], [True, True]]
 
 
 def test_a_model_is_shared_packed_and_restored(digits: Dataset, dense: Path, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import time
 import pytest
 
 from cluster.observe import Holding
+from cluster.submit import STOP_GRACE_S
 from jobs.errors import ClusterUnreachable
 from orchestrator.controller import Controller
 from orchestrator.scheduling import Demand, Policy
+from orchestrator.service.controlling import POLICY
 from orchestrator.store import JobState, NewJob, Store
 from orchestrator.store.errors import LeaseLost
 from tests.orchestrator.controller.plays import Killed, PlayedRay
@@ -21,8 +23,8 @@ class World:
         self.folder = folder
         self.controller = self.another("first")
 
-    def another(self, holder):
-        return Controller(self.store, self.ray, self.ray, self.folder, Policy(), holder)
+    def another(self, holder, policy=None):
+        return Controller(self.store, self.ray, self.ray, self.folder, policy or Policy(), holder)
 
     def submit(self, **values):
         new = {"name": "digits", "project": "default", "spec": {"name": "digits"}, "spec_hash": "5bec"}
@@ -30,6 +32,12 @@ class World:
 
     def now(self, job):
         return self.store.job(job.id)
+
+    def pass_seconds(self, seconds):
+        """By the store's clock, the controller at work all the time: its lease is for 15 s."""
+        for _ in range(seconds):
+            self.store.database.clock = self.store.database.clock + 1000
+            self.controller.step()
 
 
 @pytest.fixture
@@ -171,6 +179,25 @@ def test_a_cancelled_job_holds_its_places_until_it_is_gone(world):
     world.controller.step()
     assert world.now(job).state is JobState.CANCELLED
     assert world.now(second).attempt.submission_id == f"{second.id}-1"
+
+
+def test_a_victim_that_uses_all_of_its_time_to_stop_keeps_the_claim(world):
+    victim = started(world)
+    world.store.release_lease(world.controller._lease)
+    world.controller = world.another("as in the service", POLICY)
+    urgent = world.submit(priority=10)
+    world.controller.step()
+    claim = world.now(urgent).claim
+    assert set(claim) == {"n1", "n2"}
+    world.pass_seconds(1)
+    assert world.ray.stops == [f"{victim.id}-1"]
+    # Ray kills it when its time is up, and takes some more until it says so.
+    world.pass_seconds(STOP_GRACE_S + 10)
+    assert world.now(urgent).claim == claim
+    world.ray.end(f"{victim.id}-1", "STOPPED")
+    world.controller.step()
+    assert world.now(urgent).attempt.placement == claim
+    assert (world.now(victim).state, world.now(victim).attempt.outcome) == (JobState.QUEUED, "preempted")
 
 
 def test_a_time_limit_stops_and_fails(world):

@@ -69,3 +69,53 @@ def test_whoever_takes_over_converges(tmp_path, story, effects, after):
         assert found.state is wanted[story]
         assert not found.attempt.state.live
         assert ray.submitted == [name]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("effects", range(4))
+def test_a_resumed_job_is_started_once(tmp_path, effects, after):
+    """The controller dies at each step of its start, and the request is sent again each time."""
+    ray = PlayedRay(tmp_path)
+    with Store.open(f"sqlite:///{tmp_path}/thresher.db") as store:
+        new = NewJob(name="digits", project="default", spec={"name": "digits"}, spec_hash="5bec",
+                     demand=Demand.of(2, CPU=1))  # fmt: skip
+        first, _ = store.submit_job(new)
+        store.request_cancel(first.id, "ada")
+        ray.write(first.run_id)
+        (tmp_path / first.run_id / "spec.yaml").write_text("name: digits")
+        asked = {store.request_resume(first.id, "ada", "key")[0].id}
+        controller = Controller(Mortal(store, effects, after), ray, ray, tmp_path, Policy(), "mortal")
+        died = 0
+        for _ in range(6):
+            try:
+                controller.step()
+            except Killed:
+                died += 1
+                controller = Controller(store, ray, ray, tmp_path, Policy(), "mortal")
+            asked.add(store.request_resume(first.id, "ada", "key")[0].id)
+        (job,) = asked
+        assert died == 1
+        assert ray.submitted == ray.running() == [f"{job}-1"]
+        assert ray.entrypoints[f"{job}-1"].split()[4:6] == ["resume", first.run_id]
+        assert len(store.attempts(job)) == 1
+        assert store.job(job).state is JobState.RUNNING
+
+
+def test_what_had_begun_under_a_head_that_is_gone_is_gone_on_with(tmp_path):
+    """Ray's answer to the submission was lost, and then Ray itself; the driver had made its run by then."""
+    ray = PlayedRay(tmp_path, lose_replies=1)
+    with Store.open(f"sqlite:///{tmp_path}/thresher.db") as store:
+        new = NewJob(name="digits", project="default", spec={"name": "digits"}, spec_hash="5bec",
+                     demand=Demand.of(2, CPU=1))  # fmt: skip
+        job, _ = store.submit_job(new)
+        controller = Controller(store, ray, ray, tmp_path, Policy(), "one")
+        controller.step()
+        name = f"{job.id}-1"
+        assert ray.entrypoints[name].split()[4:6] == ["run", "thresher-job.yaml"]
+        ray.write(job.run_id)
+        (tmp_path / job.run_id / "spec.yaml").write_text("name: digits")
+        ray.restart_head()
+        controller.step()
+        assert ray.submitted == [name, name]
+        assert ray.entrypoints[name].split()[4:6] == ["resume", job.run_id]
+        assert store.job(job.id).attempt.number == 1

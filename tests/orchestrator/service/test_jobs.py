@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from sqlalchemy import delete
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
@@ -15,6 +17,7 @@ from orchestrator.client.retry import Retries
 from orchestrator.scheduling import Project, Quota
 from orchestrator.service.ranges import parse_range
 from orchestrator.store import JobState
+from orchestrator.store.tables import jobs
 from tests.orchestrator.service.conftest import DIGITS, World
 
 BAD: list[dict[str, Any]] = [
@@ -103,6 +106,23 @@ class TestJobs:
         assert world.admin("GET", f"/jobs/{resumed['id']}").json()["spec"] == world.store.job(job).spec  # type: ignore[union-attr]
         assert world.admin("POST", "/jobs/none/cancel").status_code == 404
 
+    def test_a_repeated_resume_is_one_job(self, world: World) -> None:
+        job, other = world.submit(), world.submit()
+        for each in (job, other):
+            world.admin("POST", f"/jobs/{each}/cancel")
+        key = {"Idempotency-Key": "once"}
+        first = world.admin("POST", f"/jobs/{job}/resume", headers=key)
+        woken = len(world.woken)
+        again = world.admin("POST", f"/jobs/{job}/resume", headers=key)
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert again.json() == first.json()
+        assert len(world.woken) == woken
+        assert world.admin("POST", f"/jobs/{job}/resume").status_code == 409  # without a key it is another one
+        world.admin("POST", f"/jobs/{first.json()['id']}/cancel")
+        assert world.admin("POST", f"/jobs/{job}/resume", headers=key).json()["id"] == first.json()["id"]
+        assert world.admin("POST", f"/jobs/{other}/resume", headers=key).status_code == 409
+        assert world.admin("POST", f"/jobs/{job}/resume", headers={"Idempotency-Key": "a b"}).status_code == 422
+
 
 def run_one(world: World, job: str) -> Any:
     """The job gets an attempt that lives."""
@@ -125,6 +145,21 @@ class TestResults:
         assert world.admin("GET", path, params={"attempt": 2}).text == ""
         world.logs.away = True
         assert world.admin("GET", path).status_code == 503
+
+    @pytest.mark.parametrize("stream", ["logs?follow=true", "events"])
+    def test_who_follows_a_job_that_is_removed_is_told(self, stream: str, world: World) -> None:
+        job = world.submit()
+        remove = threading.Timer(0.5, self.remove, (world, job))
+        remove.start()
+        answer = world.admin("GET", f"/jobs/{job}/{stream}", headers={"Accept": "text/event-stream"})
+        remove.join()
+        assert answer.status_code == 200  # it had begun
+        assert "event: end" not in answer.text
+        assert world.admin("GET", f"/jobs/{job}/{stream}").status_code == 404
+
+    @staticmethod
+    def remove(world: World, job: str) -> None:
+        world.store.database.write(lambda t: t.connection.execute(delete(jobs).where(jobs.c.id == job)))
 
     def test_metrics_go_on_from_a_position(self, world: World) -> None:
         job = world.submit()
@@ -192,6 +227,34 @@ class TestAsyncClient:
                 assert [text async for text in client.logs(job.id, follow=True)] == []
                 with pytest.raises(ServiceRefused, match="no such job"):
                     await client.describe("none")
+
+        asyncio.run(walk())
+
+    def test_a_resume_whose_answer_is_lost_is_asked_for_again(self, world: World) -> None:
+        class Losing(httpx.AsyncBaseTransport):
+            """The service did it, and nobody heard."""
+
+            def __init__(self) -> None:
+                self.real = httpx.ASGITransport(app=world.http.app)
+                self.lost = 0
+
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                answer = await self.real.handle_async_request(request)
+                if request.url.path.endswith("/resume") and self.lost < 2:
+                    self.lost += 1
+                    raise httpx.ReadError("cut off")
+                return answer
+
+        async def walk() -> None:
+            transport, retries = Losing(), Retries(tries=4, first_s=0.01)
+            async with AsyncClient(
+                "http://127.0.0.1", world.admin.secret, transport=transport, retries=retries
+            ) as client:
+                job = await client.submit(DIGITS)
+                await client.cancel(job.id)
+                resumed = await client.resume(job.id)
+                assert (resumed.resumes, transport.lost) == (job.id, 2)
+                assert [each.id async for each in client.all_jobs()] == [resumed.id, job.id]
 
         asyncio.run(walk())
 

@@ -3,9 +3,11 @@
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-from orchestrator.store import JobFilter, Lease, Store
+import pytest
 
-from .small_jobs import new, submitted
+from orchestrator.store import Conflict, JobFilter, JobState, Lease, Store
+
+from .small_jobs import ended, new, submitted
 
 
 def test_repeated_keys_are_one_job_each(url: str, store: Store):
@@ -35,3 +37,23 @@ def test_one_attempt_is_planned_by_many(store: Store, lease: Lease):
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(plan, range(8))) == {f"{job.id}-1"}
     assert len(store.attempts(job.id)) == 1
+
+
+@pytest.mark.parametrize("key", ["key", None])
+def test_many_resumes_of_a_run_are_one_job(store: Store, lease: Lease, key: str | None):
+    """Of the job that failed, and of the one that had resumed it: they have one run."""
+    first = ended(store, lease, JobState.FAILED)
+    second = ended(store, lease, JobState.FAILED, store.request_resume(first.id, "ada")[0])
+
+    def resume(number: int) -> str | None:
+        job = first if key is None and number % 2 else second
+        try:
+            return store.request_resume(job.id, "ada", key)[0].id
+        except Conflict:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(resume, range(8)))
+    assert len(set(answers) - {None}) == 1
+    assert (None in answers) == (key is None)
+    assert len(store.live_jobs()) == 1

@@ -121,15 +121,31 @@ def test_a_job_with_an_attempt_is_cancelled_when_that_is_gone(store: Store, leas
 
 def test_resuming_makes_a_new_job_of_the_same_run(store: Store, lease: Lease):
     failed = ended(store, lease, JobState.FAILED)
-    job = store.request_resume(failed.id, "ada")
+    job, created = store.request_resume(failed.id, "ada")
+    assert created
     assert job.id != failed.id
     assert (job.resumes, job.run_id, job.run_dir) == (failed.id, failed.run_id, failed.run_dir)
     assert (job.state, job.spec, job.demand) == (JobState.QUEUED, failed.spec, failed.demand)
     assert now(store, failed).state is JobState.FAILED
     with pytest.raises(Conflict, match=f"{job.id} goes on with its run already"):
         store.request_resume(failed.id, "ada")
-    again = store.request_resume(store.request_cancel(job.id, "ada").id, "ada")
+    again, _ = store.request_resume(store.request_cancel(job.id, "ada").id, "ada")
     assert (again.resumes, again.run_id) == (job.id, failed.id)
+
+
+def test_a_repeated_resume_is_the_first_one(store: Store, lease: Lease):
+    failed, other = ended(store, lease, JobState.FAILED), ended(store, lease, JobState.FAILED)
+    job, created = store.request_resume(failed.id, "ada", "key")
+    assert created
+    assert store.request_resume(failed.id, "ada", "key") == (job, False)
+    again = ended(store, lease, JobState.FAILED, job)
+    assert store.request_resume(failed.id, "ada", "key") == (again, False)  # also once it has ended
+    with pytest.raises(Conflict, match=f"'key' was used before, for another submission.*{job.id}"):
+        store.request_resume(other.id, "ada", "key")
+    with pytest.raises(Conflict, match="'key' was used before"):
+        store.submit_job(new(), "key")
+    assert store.request_resume(failed.id, "ada", "another")[1]
+    assert len(store.list_jobs(JobFilter()).items) == 4
 
 
 def test_only_what_ended_without_success_is_resumed(store: Store, lease: Lease):

@@ -42,13 +42,18 @@ def test_each_trial_is_booked_as_what_it_was(tmp_path: Path):
         asked = asked_of(study)
         study.intermediate(asked.number, 1, 0.3)
         booked.append(study.tell(told(asked, state, **fields)))
+    reopened(tmp_path).enqueue_trial(booked[0].params)
+    duplicate = asked_of(study).repeated
+    assert duplicate is not None
+    booked.append(duplicate)
     trials = reopened(tmp_path).trials
-    assert [(t.state, t.user_attrs["cause"]) for t in trials] == [(state, cause) for *_, state, cause in PLANTED]
+    planted = [(state, cause) for *_, state, cause in PLANTED] + [(TrialState.COMPLETE, "same values as trial 0")]
+    assert [(t.state, t.user_attrs["cause"]) for t in trials] == planted
     names = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-    assert [(t.state, t.cause) for t in booked] == [(names[state], cause) for *_, state, cause in PLANTED]
+    assert [(t.state, t.cause) for t in booked] == [(names[state], cause) for state, cause in planted]
     assert [t.params for t in trials] == [pytest.approx(t.params) for t in booked]
     for trial, record in zip(trials, booked, strict=True):
-        assert trial.intermediate_values == {1: 0.3}
+        assert trial.intermediate_values == ({} if record is duplicate else {1: 0.3})
         assert trial.values == ([record.values["metric"]] if record.state == "completed" else trial.values)
         assert record.values == {} or record.state == "completed"
         assert trial.values is None or trial.state != TrialState.FAIL
@@ -110,6 +115,30 @@ def test_a_trial_with_the_values_of_a_completed_one_is_not_run_again(tmp_path: P
         t.cause for t in repeated
     ]
     assert Study(job, "train", tmp_path).ask() is None
+
+
+def asked_next(folder: Path, algorithm: str, state: str, began: float, value: float) -> dict[str, Any]:
+    """What is asked after the first generation, or the random trials, of which the fourth began and ended like this."""
+    study = Study(spec(algorithm=algorithm, trials=60), "train", folder)
+    first = 10 if algorithm in ("tpe", "gp") else study.search.population("train") + 1
+    for index in range(first):
+        asked = asked_of(study)
+        assert asked.repeated is None
+        if index == 3:
+            study.intermediate(asked.number, 1, began)
+            values = {"metric": value} if state == "completed" else {}
+            study.tell(told(asked, state, values=values, cause="" if values else "stopped at rung 1"))
+        else:
+            study.tell(told(asked))
+    return asked_of(study).params
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "gp", "nsga2", "cmaes"])
+def test_however_well_a_stopped_trial_began_the_sampler_does_not_follow_it(tmp_path: Path, algorithm: str):
+    well = asked_next(tmp_path / "well", algorithm, "pruned", 50.0, 0.0)
+    badly = asked_next(tmp_path / "badly", algorithm, "pruned", -50.0, 0.0)
+    assert well == badly
+    assert well != asked_next(tmp_path / "completed", algorithm, "completed", 50.0, 50.0), "it would have learnt"
 
 
 def test_the_sampler_ranks_stopped_trials_behind_all_completed_ones(tmp_path: Path):
