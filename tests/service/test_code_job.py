@@ -22,7 +22,7 @@ def build(input_shape, outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 def test_modules_travel_and_a_model_comes_back(tmp_path: Path):
     modules = tmp_path / "mine"
     (modules / "own_parts").mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_modules_travel_and_a_model_comes_back(tmp_path: Path):
             with Client(said["url"], said["token"]) as client:
                 job = client.submit(spec, key="once")
                 (modules / "own.py").write_text("raise SystemExit('what was sent counts, not what is here now')")
-                done = client.wait(job.id, timeout_s=200)
+                done = client.wait(job.id, timeout_s=600)
                 assert done.state == "SUCCEEDED", (done, "".join(client.logs(job.id)))
                 client.fetch_model("own", "1", project="default", folder=tmp_path / "got")
                 (model,) = client.models(name="own")
