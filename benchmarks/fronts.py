@@ -7,7 +7,9 @@ variables, two constraints, and the front x = y up to 3, then y = 3. Measured is
 a share of that of the published front: how much of what dominates a reference point is covered.
 
 Thresher's side asks and tells one trial at a time through the study's files, with a sampler made anew for each trial
-and one constraint (the larger excess); Optuna's has one sampler, both constraints, and keeps everything in memory.
+and one constraint (the larger excess); Optuna's has one sampler, both constraints, and keeps everything in memory. So
+they draw different numbers, and the ratio has an error, which is printed. Whether the study does anything else than
+Optuna's loop, the column `same seeds` says: whether each point is the same when that loop is seeded as Thresher is.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from rich.table import Table
 from jobs.records import Trial
 from jobs.spec import JobSpec
 from orchestrator.study import Study
+from orchestrator.study.samplers import seed_of
 
 Point = tuple[float, float]
 
@@ -122,36 +125,48 @@ def by_thresher(problem: Problem, algorithm: str, trials: int, seed: int, folder
     return found
 
 
-def by_optuna(problem: Problem, algorithm: str, trials: int, seed: int) -> list[Point]:
-    """The legal points of `study.optimize` with the same sampler."""
-    samplers: dict[str, Callable[[], BaseSampler]] = {
-        "random": lambda: RandomSampler(seed=seed),
-        "tpe": lambda: TPESampler(seed=seed, multivariate=True),
-        "gp": lambda: GPSampler(seed=seed),
-        "nsga2": lambda: NSGAIISampler(seed=seed, population_size=max(4, min(50, trials // 5))),
-        "qmc": lambda: QMCSampler(seed=seed, scramble=True),
-    }
-    found: list[Point] = []
+def by_optuna(problem: Problem, algorithm: str, trials: int, seed: int, *, anew: bool = False) -> list[Point]:
+    """The legal points of Optuna's own loop with the same sampler.
 
-    def objective(trial: optuna.Trial) -> Point:
+    Args:
+        anew: a sampler for each trial, seeded as Thresher's, and one constraint, the larger excess: what is left of a
+            difference then is the study's doing.
+    """
+    samplers: dict[str, Callable[[int], BaseSampler]] = {
+        "random": lambda seed: RandomSampler(seed=seed),
+        "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
+        "gp": lambda seed: GPSampler(seed=seed),
+        "nsga2": lambda seed: NSGAIISampler(seed=seed, population_size=max(4, min(50, trials // 5))),
+        "qmc": lambda seed: QMCSampler(seed=seed, scramble=True),
+    }
+    make = samplers[algorithm]
+    found: list[Point] = []
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=make(seed))
+    for place in range(trials):
+        if anew:
+            study.sampler = make(seed_of(seed, place))
+        trial = study.ask()
         x = [trial.suggest_float(f"x{i}", low, high) for i, (low, high) in enumerate(problem.bounds)]
         values, excesses = problem.evaluate(x)
-        for name, excess in enumerate(excesses):
+        for name, excess in enumerate((max(excesses, default=-1.0),) if anew else excesses):
             trial.set_constraint(str(name), excess)
         if all(excess <= 0.0 for excess in excesses):
             found.append(values)
-        return values
-
-    study = optuna.create_study(directions=["minimize"] * 2, sampler=samplers[algorithm]())
-    study.optimize(objective, n_trials=trials)
+        study.tell(trial, values)
     return found
 
 
 def compare(problem: Problem, algorithm: str, trials: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """Mean hypervolumes over the seeds, as shares of the published front's."""
+    """Mean hypervolumes over the seeds, as shares of the published front's.
+
+    The ratio's error is the standard error of a ratio of two independent means (delta method): the two sides draw
+    different numbers even under one seed. `identical`: whether every point is that of Optuna's loop with Thresher's
+    seeds; None for qmc, whose sequence is not Optuna's.
+    """
     whole = hypervolume(problem.front, problem.reference)
     shares: dict[str, list[float]] = {"thresher": [], "optuna": []}
     seconds = dict.fromkeys(shares, 0.0)
+    identical = None if algorithm == "qmc" else True
     for seed in seeds:
         for side, found in shares.items():
             started = time.perf_counter()
@@ -162,15 +177,23 @@ def compare(problem: Problem, algorithm: str, trials: int, seeds: Sequence[int])
                 points = by_optuna(problem, algorithm, trials, seed)
             seconds[side] += time.perf_counter() - started
             found.append(hypervolume(points, problem.reference) / whole)
+            if side == "thresher" and identical:
+                same = by_optuna(problem, algorithm, trials, seed, anew=True)
+                identical = points == list(dict.fromkeys(same))  # the study does not run the same values twice
     means = {side: statistics.mean(found) for side, found in shares.items()}
+    spread = {side: statistics.stdev(found) if len(found) > 1 else 0.0 for side, found in shares.items()}
+    ratio = means["thresher"] / means["optuna"]
+    relative = math.hypot(*(spread[side] / means[side] for side in shares)) / math.sqrt(len(seeds))
     return {
         "problem": problem.name,
         "algorithm": algorithm,
         "trials": trials,
         "seeds": len(seeds),
         **means,
-        "ratio": means["thresher"] / means["optuna"],
-        "spread": {side: statistics.stdev(found) if len(found) > 1 else 0.0 for side, found in shares.items()},
+        "ratio": ratio,
+        "ratio_error": ratio * relative,
+        "identical": identical,
+        "spread": spread,
         "ms_per_trial": {side: 1000.0 * s / (len(seeds) * trials) for side, s in seconds.items()},
     }
 
@@ -194,16 +217,17 @@ def main() -> None:
         print(json.dumps(results, indent=2))
         return
     table = Table(title=f"hypervolume, share of the published front's; {arguments.trials} trials")
-    for column in ("problem", "algorithm", "Thresher", "Optuna", "ratio", "ms a trial, Thresher", "Optuna"):
+    for column in ("problem", "algorithm", "Thresher", "Optuna", "ratio", "same seeds", "ms a trial"):
         table.add_column(column, justify="left" if column in ("problem", "algorithm") else "right")
     for result in results:
         spread, ms = result["spread"], result["ms_per_trial"]
         table.add_row(
             result["problem"],
             result["algorithm"],
-            *(f"{result[side]:.4f} ± {spread[side]:.4f}" for side in ("thresher", "optuna")),
-            f"{result['ratio']:.3f}",
-            *(f"{ms[side]:.0f}" for side in ("thresher", "optuna")),
+            *(f"{result[side]:.3f} ± {spread[side]:.3f}" for side in ("thresher", "optuna")),
+            f"{result['ratio']:.3f} ± {result['ratio_error']:.3f}",
+            {None: "", True: "identical", False: "different"}[result["identical"]],
+            f"{ms['thresher']:.0f}, {ms['optuna']:.0f}",
         )
     Console().print(table)
 

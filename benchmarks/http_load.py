@@ -1,11 +1,12 @@
 """Many submissions over HTTP at once: each accepted once, soon, and durable when it is acknowledged.
 
-    python benchmarks/http_load.py [--submissions 2000] [--clients 16] [--json]
+    python benchmarks/http_load.py [--submissions 2000] [--clients 16] [--store sqlite | postgresql] [--json]
 
-Starts a service of its own on loopback (`thresher serve --api-only`, SQLite on this disk), and lets each client submit
-jobs one after the other. One submission in four is sent again under the same idempotency key, at once or later, by any
-client: it must give the same job. At the end the service is killed with SIGKILL, and the jobs are counted in its
-database. Memory is the service's resident set. Ends with 1 when something does not hold.
+Starts a service of its own on loopback (`thresher serve --api-only`; SQLite on this disk, or a PostgreSQL of its own,
+started for it), and lets each client submit jobs one after the other. One submission in four is sent again under the
+same idempotency key, at once or later, by any client: it must give the same job. At the end the service is killed with
+SIGKILL, and the jobs are counted in its database. Memory is the service's resident set. Ends with 1 when something does
+not hold.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from typing import Any
 
 import httpx
 import psutil
+import psycopg
 from rich.console import Console
 from rich.table import Table
 
@@ -64,12 +66,12 @@ def document(number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def service(folder: Path, store: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A service of its own: the process, its URL, an admin token."""
     command = [sys.executable, "-m", "orchestrator.cli", "serve", "--api-only", "--port", "0", "--rate", "0", "--json"]
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--runs", str(folder / "runs")], stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "--runs", str(folder / "runs"), "--store", store], stdout=subprocess.PIPE, stderr=log, text=True
         )
     try:
         assert process.stdout is not None
@@ -133,27 +135,46 @@ def submit_all(url: str, token: str, tally: Tally, pid: int, submissions: int, c
     return time.perf_counter() - started
 
 
-def rows_of(database: Path) -> list[tuple[str, str]]:
-    """(idempotency key, job) of every job in the database, read after the service's death."""
-    with sqlite3.connect(database) as connection:
-        return list(connection.execute("SELECT idempotency_key, id FROM jobs"))
+@contextmanager
+def database(kind: str, folder: Path) -> Iterator[str]:
+    """The address of an empty one; a PostgreSQL server is gone afterwards."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'thresher.db'}"
+        return
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.service.postgresql import address, running_server
+
+    with running_server() as socket:
+        yield address(socket, "postgres")
 
 
-def measure(submissions: int, clients: int, seed: int) -> dict[str, Any]:
+def rows_of(store: str) -> list[tuple[str, str]]:
+    """(idempotency key, job) of every job in the database, read after the service's death, without our own code."""
+    query = "SELECT idempotency_key, id FROM jobs"
+    if store.startswith("sqlite"):
+        with sqlite3.connect(store.removeprefix("sqlite:///")) as connection:
+            return list(connection.execute(query))
+    with psycopg.connect(store.replace("+psycopg", "")) as server:
+        return [(key, job) for key, job in server.execute(query)]
+
+
+def measure(submissions: int, clients: int, seed: int, kind: str) -> dict[str, Any]:
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="http-load-") as name:
         folder = Path(name)
-        with service(folder) as (process, url, token):
-            seconds = submit_all(url, token, tally, process.pid, submissions, clients, seed)
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-        stored = rows_of(folder / "runs" / "thresher.db")
+        with database(kind, folder) as store:
+            with service(folder, store) as (process, url, token):
+                seconds = submit_all(url, token, tally, process.pid, submissions, clients, seed)
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+            stored = rows_of(store)
     lost = [key for key, job in tally.jobs.items() if (key, job) not in set(stored)]
     ordered = sorted(tally.milliseconds)
     first, last = (tally.resident.get(count, 0.0) for count in (submissions // 4, submissions))
     return {
         "submissions": submissions,
         "clients": clients,
+        "store": kind,
         "requests": len(ordered),
         "repeated": tally.repeated,
         "seconds": round(seconds, 2),
@@ -180,13 +201,14 @@ def main() -> None:
     parser.add_argument("--submissions", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = measure(options.submissions, options.clients, options.seed)
+    found = measure(options.submissions, options.clients, options.seed, options.store)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        table = Table(title=f"{found['submissions']} submissions by {found['clients']} clients")
+        table = Table(title=f"{found['submissions']} submissions by {found['clients']} clients, {found['store']}")
         for column in ("requests", "of them repeated", "a second", "p50 ms", "p95 ms", "max ms", "lost", "RSS MiB"):
             table.add_column(column, justify="right")
         memory = f"{found['rss_mib']['quarter']} → {found['rss_mib']['all']}"

@@ -5,7 +5,8 @@
 A local cluster with nothing else to do, and a `thresher serve` on it. In turns one job is submitted with
 `Client.submit` and one with Ray's `JobSubmissionClient.submit_job`; both run the same command on a folder with one
 spec, which differs in its seed, so that Ray has seen neither folder before. What is measured ends with the first
-event in the run directory. Each job ends before the next is submitted; the first of each kind is not counted.
+event in the run directory; then the job is stopped, and has ended before the next one is submitted. The first of each
+kind is not counted. Of a job through the service, the moments on its way are shown too, from its rows in the store.
 `submit_latency.json` holds the spec, and the limit for the ratio of the medians.
 Needs what the tests need. Ends with 1 when the limit does not hold.
 """
@@ -53,6 +54,7 @@ class Bench:
         headers = {"Authorization": f"Bearer {cluster.token_path.read_text()}"}
         self.ray = JobSubmissionClient(str(cluster.dashboard), headers=headers)
         self.number = 0
+        self.moments: dict[str, list[float]] = {}
 
     def spec(self) -> dict[str, Any]:
         self.number += 1
@@ -63,9 +65,15 @@ class Bench:
         begun = time.time()
         job = self.client.submit(spec)
         seen = self.seen(job.id, begun)
+        self.client.cancel(job.id)
         ended = self.client.wait(job.id, timeout_s=WITHIN_S)
-        if ended.state != "SUCCEEDED":
+        if ended.state != "CANCELLED":
             raise SystemExit(f"{job.id} is {ended.state}: {ended.cause} {ended.detail}")
+        (attempt,) = ended.attempts
+        moments = {"stored": ended.submitted_ms, "planned": attempt.planned_ms, "submitted": attempt.submitted_ms}
+        moments["in Ray"] = self.ray.get_job_info(f"{job.id}-1").start_time
+        for name, at_ms in moments.items():
+            self.moments.setdefault(name, []).append((at_ms or 0) / 1000 - begun)
         return seen
 
     def bare(self) -> float:
@@ -78,10 +86,11 @@ class Bench:
         begun = time.time()
         self.ray.submit_job(entrypoint=command, submission_id=name, runtime_env={"working_dir": str(folder)})
         seen = self.seen(name, begun)
+        self.ray.stop_job(name)
         deadline = time.monotonic() + WITHIN_S
         while not (status := self.ray.get_job_status(name)).is_terminal() and time.monotonic() < deadline:
             time.sleep(0.5)
-        if status.value != "SUCCEEDED":
+        if status.value != "STOPPED":
             raise SystemExit(f"{name} is {status.value}: {self.ray.get_job_logs(name)[-2000:]}")
         return seen
 
@@ -134,6 +143,7 @@ def measure(nodes: int, rounds: int) -> dict[str, Any]:
         "nodes": nodes,
         "first_line_s": found,
         "median_s": medians,
+        "moments_s": {name: statistics.median(values[1:]) for name, values in both.moments.items()},
         "ratio": medians["thresher"] / medians["ray"],
     }
 
@@ -142,6 +152,8 @@ def show(result: dict[str, Any]) -> None:
     table = Table("seconds from the submission to", "thresher", "Ray alone", "ratio", title="an idle cluster")
     own, other = (result["median_s"][name] for name in ("thresher", "ray"))
     table.add_row("the driver's first line", f"{own:.2f}", f"{other:.2f}", f"{result['ratio']:.2f}")
+    for name, median in result["moments_s"].items():
+        table.add_row(f"… {name}", f"{median:.2f}", "", "")
     Console().print(table)
 
 

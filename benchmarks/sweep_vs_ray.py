@@ -1,21 +1,25 @@
 """Trials a minute, two at a time: Thresher's search against Ray Tune, the same trials.
 
-    python benchmarks/sweep_vs_ray.py [--json] [--trials 40] [--train-trials 6] [--threads 1]
+    python benchmarks/sweep_vs_ray.py [--json] [--kinds gang single] [--trials 40] [--train-trials 6] [--rounds 3]
 
 Two kinds of trials, both of LeNet on scikit-learn's digits, learning rates drawn at random:
 
     gang     two workers, DeepSpeed ZeRO 2, 20 steps. Ray's way: Tune drives a TorchTrainer for each trial
-    single   one worker, 100 steps, about half a second. Ray's ways: function trainables, and a class with
-             reuse_actors=True
+    single   one worker, 300 steps, about half a second of plain torch on one thread. Ray's ways: function trainables,
+             and a class with reuse_actors=True
 
-Each contender has a process and a Ray (of four CPUs) of its own. Seconds a trial are those between the first and the
-last completion, divided by the trials in between; start-up is the time from `ray.init` to the first completion.
+Each contender has a process and a Ray (of four CPUs) of its own, and they take turns: a figure is the median of the
+rounds. Seconds a trial are those between the first and the last completion, divided by the trials in between; start-up
+is the time from `ray.init` to the first completion. Overhead is what a trial takes of one of the two places beyond
+plain torch: the same model, batches and steps on one thread in a process of its own, in turn with the contenders. In
+it, ours looks at validation after each epoch, keeps the trained model and its manifest, and tells its study.
 """
 
 import argparse
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +29,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-STEPS = {"gang": 20, "single": 100}
+STEPS = {"gang": 20, "single": 300}
 BATCH = 64
+AT_A_TIME = 2
 WANTED = {"gang": "≥ 20", "single": "≥ 3"}
+PLAIN = "plain torch, alone"
 
 
 def lenet() -> Any:
@@ -48,17 +54,17 @@ def samples() -> Any:
     return images[:1437], torch.tensor(digits.target[:1437]), images[1437:], torch.tensor(digits.target[1437:])
 
 
-def train_alone(lr: float) -> float:
+def train_alone(lr: float, digits: Any, steps: int = STEPS["single"]) -> float:
     """Plain torch, one worker; the accuracy on held-out samples."""
     import torch
     from torch.nn import functional
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x, y, held_x, held_y = samples()
+    x, y, held_x, held_y = digits
     model = lenet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    for _ in range(STEPS["single"]):
+    for _ in range(steps):
         batch = torch.randint(len(x), (BATCH,))
         optimizer.zero_grad()
         functional.cross_entropy(model(x[batch]), y[batch]).backward()
@@ -133,7 +139,7 @@ def ours(kind: str, trials: int) -> dict[str, Any]:
             "trials": trials,
             "algorithm": "random",
             "scheduler": "none",
-            "concurrency": 2,
+            "concurrency": AT_A_TIME,
             "space": {"train.optimizer.lr": {"loguniform": [1e-4, 1e-1]}},
         },
     }
@@ -158,7 +164,7 @@ def tune_with(trainable: Any, trials: int, *, reuse: bool = False) -> dict[str, 
         tune.Tuner(
             trainable,
             param_space={"lr": tune.loguniform(1e-4, 1e-1)},
-            tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=2, reuse_actors=reuse),
+            tune_config=tune.TuneConfig(num_samples=trials, max_concurrent_trials=AT_A_TIME, reuse_actors=reuse),
             run_config=tune.RunConfig(
                 storage_path=folder,
                 verbose=0,
@@ -195,7 +201,7 @@ def tune_function(trials: int) -> dict[str, Any]:
         import deepspeed  # noqa: F401 - the same imports as a worker of ours has
         from ray import tune
 
-        tune.report({"metric": train_alone(config["lr"])})
+        tune.report({"metric": train_alone(config["lr"], samples())})
 
     return tune_with(trainable, trials)
 
@@ -207,10 +213,10 @@ def tune_reuse(trials: int) -> dict[str, Any]:
         def setup(self, config: dict[str, Any]) -> None:
             import deepspeed  # noqa: F401
 
-            self.lr = config["lr"]
+            self.lr, self.digits = config["lr"], samples()
 
         def step(self) -> dict[str, Any]:
-            return {"metric": train_alone(self.lr), "done": True}
+            return {"metric": train_alone(self.lr, self.digits), "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.lr = new_config["lr"]
@@ -219,12 +225,24 @@ def tune_reuse(trials: int) -> dict[str, Any]:
     return tune_with(Reused, trials, reuse=True)
 
 
+def plain(kind: str) -> dict[str, Any]:
+    """A trial's training with nothing around it: median of five, after one that warms up."""
+    seconds, digits = [], samples()
+    for _ in range(6):
+        started = time.monotonic()
+        train_alone(1e-3, digits, STEPS[kind])
+        seconds.append(time.monotonic() - started)
+    return {"trial_s": statistics.median(seconds[1:])}
+
+
 CONTENDERS = {
     "gang": {
+        PLAIN: lambda few, many: plain("gang"),
         "thresher": lambda few, many: ours("gang", many),
         "Tune + TorchTrainer": lambda few, many: tune_torch_trainer(few),
     },
     "single": {
+        PLAIN: lambda few, many: plain("single"),
         "thresher": lambda few, many: ours("single", many),
         "Tune, functions": lambda few, many: tune_function(few * 2),
         "Tune, reuse_actors": lambda few, many: tune_reuse(many),
@@ -243,10 +261,27 @@ def alone(kind: str, name: str, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def measured(kind: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Every contender's figures, the median of each over the rounds, and the overhead that follows."""
+    rounds = [{name: alone(kind, name, options) for name in CONTENDERS[kind]} for _ in range(options.rounds)]
+    found: dict[str, dict[str, Any]] = {
+        name: {key: statistics.median(figures[name][key] for figures in rounds) for key in rounds[0][name]}
+        for name in CONTENDERS[kind]
+    }
+    torch_s = found[PLAIN]["trial_s"]
+    for name, figures in found.items():
+        if name != PLAIN:
+            figures["overhead_s"] = figures["trial_s"] * AT_A_TIME - torch_s
+            figures["rounds_trial_s"] = [figures_of[name]["trial_s"] for figures_of in rounds]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--train-trials", type=int, default=6, help="of the slow ways, which take half a minute each")
+    parser.add_argument("--rounds", type=int, default=1, help="in which the contenders take turns")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", nargs=2, metavar=("KIND", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -254,25 +289,36 @@ def main() -> None:
         kind, name = options.only
         print(json.dumps(CONTENDERS[kind][name](options.train_trials, options.trials)))
         return
-    found = {kind: {name: alone(kind, name, options) for name in names} for kind, names in CONTENDERS.items()}
+    found = {kind: measured(kind, options) for kind in options.kinds}
     if options.json:
         print(json.dumps(found))
         return
     for kind, results in found.items():
-        table = Table(title=f"{kind}: {STEPS[kind]} steps, two trials at a time (wanted: {WANTED[kind]}×)")
-        for column in ("", "trials", "start-up", "a trial", "trials a minute", "ours is faster by"):
-            table.add_column(column, justify="right" if column else "left")
-        for name, figures in results.items():
-            lead = results["thresher"]["trials_a_minute"] / figures["trials_a_minute"]
-            table.add_row(
-                name,
-                str(figures["trials"]),
-                f"{figures['startup_s']:.1f} s",
-                f"{figures['trial_s']:.3f} s",
-                f"{figures['trials_a_minute']:.1f}",
-                "" if name == "thresher" else f"{lead:.1f}×",
-            )
-        Console().print(table)
+        Console().print(table_of(kind, results))
+
+
+def table_of(kind: str, results: dict[str, dict[str, Any]]) -> Table:
+    torch_s = results[PLAIN]["trial_s"]
+    title = (
+        f"{kind}: {STEPS[kind]} steps ({torch_s:.2f} s of plain torch), two trials at a time (wanted: {WANTED[kind]}×)"
+    )
+    table = Table(title=title)
+    for column in ("", "trials", "start-up", "a trial", "overhead a trial", "trials a minute", "ours is faster by"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, figures in results.items():
+        if name == PLAIN:
+            continue
+        lead = results["thresher"]["trials_a_minute"] / figures["trials_a_minute"]
+        table.add_row(
+            name,
+            f"{figures['trials']:.0f}",
+            f"{figures['startup_s']:.1f} s",
+            f"{figures['trial_s']:.3f} s",
+            f"{figures['overhead_s']:.3f} s",
+            f"{figures['trials_a_minute']:.1f}",
+            "" if name == "thresher" else f"{lead:.2f}×",
+        )
+    return table
 
 
 if __name__ == "__main__":

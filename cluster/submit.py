@@ -23,7 +23,7 @@ from typing import Any, Literal
 import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.connect import EXCLUDES, find_token, token_refused
 from jobs.errors import ClusterUnreachable, JobFailed, SpecError
@@ -50,6 +50,8 @@ class JobState:
     """Ray's reason in words; for FAILED it may be the cluster's fault as well as the job's."""
     exit_code: int | None = None
     """Of the entrypoint, once it has ended by itself."""
+    ray_job: str | None = None
+    """Ray's id of the driver that the entrypoint is, once that has connected: what it holds is listed under it."""
 
     @property
     def ended(self) -> bool:
@@ -124,7 +126,13 @@ class RayJobs:
         """The job's state. Raises SpecError for an id that the cluster does not know."""
         with self._client(submission_id) as client:
             details = client.get_job_info(submission_id)
-        return JobState(details.status.value, details.message or "", details.driver_exit_code)
+        return _state(details)
+
+    def states(self) -> dict[str, JobState]:
+        """All jobs that were submitted to the cluster and that it still knows, by their ids: one request."""
+        with self._client() as client:
+            listed = client.list_jobs()
+        return {details.submission_id: _state(details) for details in listed if details.submission_id}
 
     def logs(self, submission_id: str) -> Iterator[str]:
         """The lines that the job has written and will write, until it has ended; without line ends.
@@ -254,6 +262,10 @@ def _open(address: str, timeout_s: float) -> _BoundedClient:
         return _BoundedClient(address, timeout_s, {"Authorization": f"Bearer {token}"} if token else {})
     finally:
         os.environ.update(redirects)
+
+
+def _state(details: JobDetails) -> JobState:
+    return JobState(details.status.value, details.message or "", details.driver_exit_code, details.job_id or None)
 
 
 async def _next(chunks: AsyncIterator[str]) -> str | None:

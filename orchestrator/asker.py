@@ -73,12 +73,13 @@ class Asker(Searcher):
         return {"number": number, "params": params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if "report" not in result:
-            return
-        report = json.loads(result["report"])
+        for report in json.loads(result.get("reports", "[]")):
+            self._epoch_done(trial_id, report)
+
+    def _epoch_done(self, trial_id: str, report: dict[str, Any]) -> None:
         number, curve = self.live[trial_id].number, self.curves[trial_id]
         # A recovery that goes on from a checkpoint does not show again what it had shown; a training does.
-        epoch = (report["label"], report["step"]) if self.task.phase == "compress" else result["epochs"]
+        epoch = (report["label"], report["step"]) if self.task.phase == "compress" else report["number"]
         if epoch in curve:
             return
         curve[epoch] = report
@@ -90,8 +91,8 @@ class Asker(Searcher):
         return self.task.should_stop() and "record" not in result
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if result and "record" not in result:
-            self.on_trial_result(trial_id, result)  # Tune shows the result that led to a stop here alone
+        if result:
+            self.on_trial_result(trial_id, result)  # Tune shows the last one here alone
         task = self.live.pop(trial_id)
         record = (result or {}).get("record")
         if record is None and self.task.should_stop():
@@ -183,14 +184,15 @@ class PopulationAsker(Asker):
         leg = {"before": before, "until_step": task.leg.until_step}
         return {"number": number, "params": task.params, "leg": leg}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def _epoch_done(self, trial_id: str, report: dict[str, Any]) -> None:
         leg = self.live[trial_id].leg
         assert leg is not None
-        if "report" in result and leg.before and json.loads(result["report"])["step"] <= leg.before[-1].until_step:
+        if leg.before and report["step"] <= leg.before[-1].until_step:
             return  # what led to this generation is in the checkpoint's history, and has been shown
-        super().on_trial_result(trial_id, result)
+        super()._epoch_done(trial_id, report)
 
     def _book(self, trial: Trial) -> None:
+        self.study.flush()
         append_line(self.task.folder / POPULATION, {"generation": self.generation, "trial": trial.to_json()})
         self._advance(trial)
 

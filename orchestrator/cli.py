@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import SpecError, ThresherError
-from orchestrator import cluster_commands, job_commands, service_commands
+from orchestrator import cluster_commands, job_commands, service_commands, store_commands
 from orchestrator.printing import show
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(service_commands.tokens, name="token")
 app.add_typer(service_commands.projects, name="project")
 app.add_typer(service_commands.models, name="model")
+app.add_typer(store_commands.app, name="store")
 
 _ARGUMENTS_ARE_WRONG: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Click's base of usage errors: that of the click package, or of the copy that newer versions of typer carry."""

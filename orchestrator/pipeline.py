@@ -225,6 +225,7 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "", lineage: tu
             on_trial=on_trial,
             on_event=lambda event: job.run.log(event),
             should_stop=lambda: bool(job.watcher.ended),
+            watched=job.watcher.on_epoch is not None,
         )
         try:
             trials = run_search(task)

@@ -1,51 +1,43 @@
-"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py`, `interruption.py` and
-`scratch.py`, all that imports ray.tune.
+"""The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py`, `interruption.py`,
+`scratch.py` and `seat.py`, all that imports ray.tune.
 
 Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
 as complete, leaves a NaN trial running, and knows no constraints.
 """
 
-import json
 import logging
-import math
 import os
-import queue
 import shutil
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.schedulers import FIFOScheduler
 
-from cluster.gang import Gang
 from cluster.placement import bundles, check_fits
-from jobs.context import WorkRef
-from jobs.errors import Interrupted, JobFailed, SpecError, StorageError, WorkerLost
+from jobs.errors import Interrupted, JobFailed, SpecError, StorageError
 from jobs.layout import ParallelLayout
 from jobs.records import Segment, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
+from jobs.storage import write_json
 from orchestrator.asker import Asker, PopulationAsker
 from orchestrator.halting import halting
 from orchestrator.interruption import Interruption
 from orchestrator.runs import Storage
 from orchestrator.scratch import Staging, remove_scratch
-from orchestrator.stages import Stages
+from orchestrator.seat import TrialActor
 from orchestrator.study import Study
-from orchestrator.trials import Leg, TrialTask, count_causes, failed_trial, failure_cause, lost_to_memory, run_trial
+from orchestrator.trials import count_causes
 
 logger = logging.getLogger(__name__)
 
-STEP_TIMEOUT_S = 3600.0
-STOP_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 60.0
 """How long the remains of a stopped trial are waited for, whose workers may still be about to stop."""
 _BEGUN = "begun"
@@ -62,6 +54,7 @@ class SearchTask:
         trained: in the phase `compress`, the lineage of the winner's model, where it has one.
         folder: where the study and the finished trials are kept; a search that was broken off goes on from there.
         slots: how many trials fit the free resources at a time.
+        watched: somebody decides upon each epoch whether the search goes on.
     """
 
     base: JobSpec
@@ -77,129 +70,12 @@ class SearchTask:
     on_trial: Callable[[Trial], None]
     on_event: Callable[[dict[str, Any]], None]
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    watched: bool = False
 
     @property
     def search(self) -> Search:
         assert self.base.search is not None
         return self.base.search
-
-
-class TrialActor(tune.Trainable):
-    """A seat for trials: keeps its gang of workers warm from one to the next.
-
-    The trial runs in a thread and hands over its epochs; each `step` of Tune takes one, so that the scheduler can stop
-    the trial between two of them.
-    """
-
-    def setup(self, config: dict[str, Any]) -> None:
-        shared = config["shared"]
-        self.base = JobSpec.parse(shared["spec"])
-        self.phase: Phase = shared["phase"]
-        self.begun = Path(shared["begun"])
-        self.trained = tuple(Segment.from_json(part) for part in shared["trained"])
-        self.gang: Gang | None = None
-        self.gang_s = 0.0
-        self.stages = Stages(
-            storage=Storage.at(shared["storage"]),
-            code=shared["code"],
-            dataset=Path(shared["dataset"]),
-            group=self._workers,
-            layouts=[ParallelLayout(**shared["layout"])],
-            micro_batch=shared["micro_batch"],
-            retry=self.base.retry,
-            on_report=self._note_stage,
-            on_stage=lambda name, manifest, reused: None,
-            should_stop=lambda: self.stopping.is_set(),
-            timing="trial",
-        )
-        self._begin(config)
-
-    def _workers(self) -> Gang:
-        """The gang. One that loses a worker while it starts is started anew, as often as a work would be."""
-        started, losses = time.monotonic(), 0
-        while self.gang is None:
-            try:
-                self.gang = self._start_gang()
-            except WorkerLost as error:
-                losses += 1
-                if losses > self.base.retry.max_failures or self.stopping.is_set():
-                    raise
-                logger.info("%s; the gang is started again", error)
-            else:
-                self.gang_s = time.monotonic() - started
-        return self.gang
-
-    def _start_gang(self) -> Gang:
-        resources = self.base.resources
-        return Gang(
-            self.base.num_workers,
-            resources.cpus_per_worker,
-            resources.gpus_per_worker,
-            warm_up=WorkRef("jobs.train.mesh:warm_up"),
-            placement_group=ray.util.get_current_placement_group(),
-            stall_timeout_s=self.base.retry.stall_timeout_s,
-        )
-
-    def _note_stage(self, report: dict[str, Any]) -> None:
-        if report["event"] == "stage_started":
-            self.begun.mkdir(exist_ok=True)
-            with (self.begun / str(self.number)).open("a") as file:
-                file.write(f"{report['stage_hash']}\n")
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        with suppress(OSError):
-            Path(self.logdir).rmdir()  # Tune makes one for each trial, and never removes it
-        self.number: int = config["number"]
-        self.shown = 0
-        self.epochs: queue.Queue[dict[str, Any]] = queue.Queue()
-        self.stopping = threading.Event()
-        leg = None
-        if (asked := config.get("leg")) is not None:
-            before = tuple(Segment.from_json(part) for part in asked["before"])
-            leg = Leg(before, asked["until_step"])
-        task = TrialTask(number=config["number"], phase=self.phase, params=config["params"], leg=leg)
-        self.thread = threading.Thread(target=self._run, args=(task, self.epochs), daemon=True)
-        self.thread.start()
-
-    def _run(self, task: TrialTask, epochs: "queue.Queue[dict[str, Any]]") -> None:
-        started, killed = time.monotonic(), oom_kills()
-        try:
-            self._workers()  # before the trial's clock starts
-            trial = run_trial(task, self.base, self.stages, epochs.put, self.trained)
-        except Exception as error:
-            logger.exception("trial %d failed", task.number)
-            trial = failed_trial(task, failure_cause(error), seconds=time.monotonic() - started)
-        epochs.put({"trial": lost_to_memory(trial, oom_kills() - killed).to_json()})
-
-    def step(self) -> dict[str, Any]:
-        try:
-            item = self.epochs.get(timeout=STEP_TIMEOUT_S)
-        except queue.Empty:
-            raise JobFailed(f"the trial has shown no epoch for {STEP_TIMEOUT_S:.0f} s") from None
-        if "trial" in item:
-            metric = item["trial"]["values"].get("metric")
-            # Tune flattens what is nested, hence the text. It always wants the metric; ASHA passes over NaN.
-            metric = math.nan if metric is None else metric
-            return {"done": True, "record": json.dumps(item["trial"]), "metric": metric, "gang_s": self.gang_s}
-        self.shown += 1
-        trained = item.get("total_steps") == item["step"]
-        return {"metric": item["metric"], "report": json.dumps(item), "epochs": self.shown, "trained": trained}
-
-    def _end(self) -> None:
-        self.stopping.set()
-        self.thread.join(STOP_TIMEOUT_S)
-        if self.thread.is_alive():
-            raise JobFailed(f"the trial did not stop within {STOP_TIMEOUT_S:.0f} s")
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._end()
-        self._begin(new_config)
-        return True
-
-    def cleanup(self) -> None:
-        self._end()
-        if self.gang is not None:
-            self.gang.stop()
 
 
 def run_search(task: SearchTask) -> list[Trial]:
@@ -250,15 +126,6 @@ def _remove_remains(task: SearchTask, finished: list[Trial]) -> None:
     shutil.rmtree(begun, ignore_errors=True)
 
 
-def oom_kills() -> int:
-    """Processes that this machine's kernel has killed for want of memory since it started; 0 where it does not say."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
 def _tune(task: SearchTask, study: Study) -> None:
     base, search = task.base, task.search
     resources = base.resources
@@ -272,7 +139,8 @@ def _tune(task: SearchTask, study: Study) -> None:
         asker = Asker(task, study)
         left = study.total - len(study.finished)
     scheduler = FIFOScheduler()
-    if task.phase != "compress" and search.scheduler != "pbt":
+    halts = task.phase != "compress" and search.scheduler not in ("pbt", "none")
+    if halts:
         evaluations = len(task.evaluations)
         scheduler = halting(search, direction=base.metric_direction, evaluations=evaluations, past=study.finished)
     concurrency = max(1, min(search.concurrency or task.slots, task.slots, left))
@@ -286,15 +154,13 @@ def _tune(task: SearchTask, study: Study) -> None:
         "begun": str(task.folder / _BEGUN),
         "layout": asdict(task.layout),
         "micro_batch": None if base.layout == "auto" else base.layout.micro_batch,
+        "each_epoch": halts or task.watched,
     }
     scratch, interruption = task.folder / "tune", Interruption(asker.ended)
+    write_json(scratch / "shared.json", shared)  # a file: what stands in `param_space` is copied with every trial
     tuner = tune.Tuner(
-        tune.with_resources(
-            TrialActor,
-            # The actor itself only waits, and needs nothing: all bundles are its gang's.
-            PlacementGroupFactory([{}, *workers]),
-        ),
-        param_space={"shared": shared},
+        TrialActor,
+        param_space={"shared": str(scratch / "shared.json"), "bundles": workers},
         tune_config=tune.TuneConfig(
             search_alg=asker,
             scheduler=scheduler,
@@ -325,11 +191,15 @@ def _tune(task: SearchTask, study: Study) -> None:
 
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """Keeps Tune's tables off the terminal and its logs off the disk, and leaves an interruption to whoever drives."""
+    """Keeps Tune's own tables off the terminal and its own logs off the disk: nobody reads them, and each trial waits.
+
+    An interruption is left to whoever drives the job.
+    """
     wanted = {
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "600",
     }

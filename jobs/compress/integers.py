@@ -81,8 +81,8 @@ def static(
     quantizer.quantize_model()
     result = quantizer.model.model
     graphs.tie(result.graph, pairs)
-    _biases_in_float(result.graph)
     _unquantize_output(result.graph)
+    _biases_in_float(result.graph)
     return result
 
 
@@ -90,15 +90,18 @@ def _biases_in_float(graph: Any) -> None:
     """Puts float biases for those of 32-bit integers, with their scales and zero points: a third of the bytes.
 
     The runtime quantizes them when it opens the file. That the tool did it first has kept scales of weights so large
-    that the integers fit.
+    that the integers fit. A matrix product whose result is not rounded keeps integers: with a float bias it would be
+    one of floats, of weights that are dequantized in each run.
     """
     from onnx import TensorProto, numpy_helper
 
     tensors = graphs.constants(graph)
+    rounded = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    needed = {n.input[2] for n in graph.node if n.op_type == "Gemm" and len(n.input) > 2 and n.output[0] not in rounded}
     nodes = []
     for node in graph.node:
         bias = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if bias is None or bias.data_type != TensorProto.INT32:
+        if bias is None or bias.data_type != TensorProto.INT32 or node.output[0] in needed:
             nodes.append(node)
             continue
         values = graphs.array_of(bias) * graphs.array_of(tensors[node.input[1]])

@@ -46,7 +46,7 @@ def fingerprint(data: Data, loss: str, cache: Path | None = None) -> str:
             "files": digests,
             "target": data.target,
             "categories": data.categories,
-            "split": data.split.model_dump(mode="json"),
+            "split": data.split.model_dump(mode="json", exclude_none=True),
             "loss": loss,
         }
     )

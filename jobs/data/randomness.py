@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     CALIBRATION = 3
     AUGMENTATION = 4
     DROPOUT = 5
+    SUBSET = 6
 
 
 def mix(words: Words) -> Words:

@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 def split_sizes(num_samples: int, num_test: int | None, split: Split) -> dict[str, int]:
     """How many samples each split gets; `num_test` is the size of the source's own test split, if it has one.
 
-    Raises DataError where a split would be empty.
+    Raises DataError where a split would be empty, or training has not as many as are asked for.
     """
     validation = int(num_samples * split.validation + 0.5)
     test = int(num_samples * split.test + 0.5) if num_test is None else num_test
@@ -27,11 +27,19 @@ def split_sizes(num_samples: int, num_test: int | None, split: Split) -> dict[st
         asked: dict[str, Any] = {"validation": split.validation, "test": split.test}
         what = f"{num_samples} samples are too few to split: {', '.join(empty)} would be empty"
         raise DataError.at("data.split", what, asked, "at least one sample in each split")
+    if split.train is not None:
+        if split.train > train:
+            raise DataError.at(
+                "data.split.train", "more than there are training samples", split.train, f"at most {train}"
+            )
+        sizes["train"] = split.train
     return sizes
 
 
 def divide(labels: Array | None, num_samples: int, sizes: dict[str, int], own_test: bool, seed: int) -> dict[str, Ids]:
     """Ascending ids of each split; with the source's own test split, that one is left out.
+
+    Validation and test are the same however many samples training takes of the others.
 
     With `labels` (int64, one a sample) each class is divided in the same proportions, to within one sample.
     """
@@ -43,6 +51,8 @@ def divide(labels: Array | None, num_samples: int, sizes: dict[str, int], own_te
         chosen = draw(labels, ids, sizes["test"], seed, Purpose.SPLIT)
         division["test"] = ids[chosen]
         ids = ids[~chosen]
+    if sizes["train"] < len(ids):
+        ids = ids[draw(labels, ids, sizes["train"], seed, Purpose.SUBSET)]
     return {"train": ids, **division}
 
 

@@ -170,6 +170,8 @@ class Split(Section):
 
     validation: float = Field(default=0.1, gt=0.0, le=0.5)
     test: float = Field(default=0.1, gt=0.0, le=0.5)
+    train: int | None = Field(default=None, ge=1, le=2**40)
+    """Samples of the training split that are used, drawn evenly over the classes. Default: all of them."""
     calibration: int = Field(default=512, ge=16, le=100_000)
     """Samples, drawn from the training split, that quantization is calibrated with. Default: 512, or all there are."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -253,6 +255,9 @@ class Data(Section):
         if self.target is None and source.truncate:
             what = "a language model's text is cut into chunks of `length`, so there is nothing to truncate"
             raise illegal(what, "false", at="source.truncate")
+        if self.target is None and self.split.train is not None:
+            what = "a language model's text is cut into chunks after it was divided, so there are no samples to draw"
+            raise illegal(what, "null", at="split.train")
 
     @property
     def of_language(self) -> bool:

@@ -12,12 +12,14 @@ import shlex
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import yaml
 
+from cluster.observe import Holding
 from cluster.placement import PLACEMENT_VARIABLE
 from jobs.errors import ArtifactError, ClusterUnreachable, JobFailed, SpecError
 from orchestrator.controller.evidence import (
@@ -25,15 +27,16 @@ from orchestrator.controller.evidence import (
     Keep,
     Progress,
     RunEvidence,
-    Seen,
     Submit,
     judge,
     run_evidence,
 )
-from orchestrator.controller.snapshot import snapshot_of
+from orchestrator.controller.looking import Sight, States, look
+from orchestrator.controller.snapshot import snapshot_of, with_taken
 from orchestrator.report import read_report
 from orchestrator.runs import ATTEMPT_VARIABLE, read_lines
 from orchestrator.scheduling import DropClaim, Node, Policy, Preempt, Refuse, Start, Wait, decide
+from orchestrator.scheduling.records import Resources
 from orchestrator.scheduling.retry import Cause, GiveUp, after_failure
 from orchestrator.store import Action, AttemptRecord, JobRecord, JobState, Lease, NewModel, Reason, Store
 from orchestrator.store.errors import Conflict, LeaseLost, StoreUnavailable
@@ -42,28 +45,23 @@ logger = logging.getLogger(__name__)
 
 SPEC_NAME = "thresher-job.yaml"
 _PERIOD_S = 0.5
-_LEASE_S = 15.0
+LEASE_S = 15.0
+_IDLE_LOOK_S = 5.0
+"""Between looks at the nodes while no job waits for any."""
 
 
-class RayState(Protocol):
-    @property
-    def status(self) -> str: ...
-    @property
-    def message(self) -> str: ...
-
-
-class Submissions(Protocol):
+class Submissions(States, Protocol):
     """What is asked of `cluster.submit.RayJobs`."""
 
     def submit(self, entrypoint: str, submission_id: str, working_dir: Path | None, env: dict[str, str]) -> object: ...
-    def status(self, submission_id: str) -> RayState: ...
     def ask_stop(self, submission_id: str) -> None: ...
 
 
 class ClusterView(Protocol):
-    """What is asked of `orchestrator.controller.view.RayCluster`. Both raise ClusterUnreachable."""
+    """What is asked of `orchestrator.controller.view.RayCluster`. All raise ClusterUnreachable."""
 
     def nodes(self) -> tuple[Node, ...]: ...
+    def holdings(self) -> Sequence[Holding]: ...
     def identity(self) -> str: ...
 
 
@@ -83,11 +81,24 @@ class Controller:
         self._runs, self._policy = runs.absolute(), policy
         self._holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._lease: Lease | None = None
+        self._renewed_at = 0.0
         self._wake = threading.Event()
+        self._ray_jobs: dict[str, str] = {}
+        """Submission id -> Ray's id of its driver: of live attempts, and of those that Ray is still clearing away."""
+        self._looked_at = -_IDLE_LOOK_S
+        self._taken: Mapping[str, Resources] = {}
 
     def wake(self) -> None:
         """Something was submitted or asked: the next pass begins at once."""
         self._wake.set()
+
+    def taken(self) -> Mapping[str, Resources]:
+        """What others than the queue's jobs hold, by node, as it was seen last: seconds ago, while this one leads."""
+        return self._taken
+
+    def lease_age_s(self) -> float | None:
+        """Seconds since the lease was renewed; None: another one leads, or nobody."""
+        return None if self._lease is None else time.monotonic() - self._renewed_at
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -110,25 +121,52 @@ class Controller:
         self._lease = (
             self._store.renew_lease(self._lease)
             if self._lease is not None
-            else self._store.acquire_lease(self._holder, _LEASE_S)
+            else self._store.acquire_lease(self._holder, LEASE_S)
         )
         if self._lease is None:
             return
-        for job in self._store.live_jobs():
+        self._renewed_at = time.monotonic()
+        jobs = self._store.live_jobs()
+        sights = self._look(jobs)
+        for job in jobs:
             try:
-                self._reconcile(self._lease, job)
+                self._reconcile(self._lease, job, sights)
             except Conflict as error:
                 logger.info("looked at again in the next pass: %s", error)  # a client changed it meanwhile
+        jobs = self._store.live_jobs()
+        waits = any(job.state.waits for job in jobs)
+        if not waits and time.monotonic() - self._looked_at < _IDLE_LOOK_S:
+            return
         try:
-            nodes = self._cluster.nodes()
+            nodes = self._nodes(jobs)
         except ClusterUnreachable as error:
             logger.warning("nothing is started: %s", error)
             return
-        self._decide(self._lease, nodes)
+        if waits:
+            self._decide(self._lease, nodes, jobs)
 
     # --- what is -----------------------------------------------------------------------------------------------
 
-    def _reconcile(self, lease: Lease, job: JobRecord) -> None:
+    def _look(self, jobs: Sequence[JobRecord]) -> dict[str, Sight]:
+        live = [job.attempt.submission_id for job in jobs if job.attempt is not None and job.attempt.state.live]
+        sights = look(self._jobs, live)
+        self._ray_jobs |= {name: sight.ray_job for name, sight in sights.items() if sight.ray_job}
+        return sights
+
+    def _nodes(self, jobs: Sequence[JobRecord]) -> tuple[Node, ...]:
+        """The nodes, with what others hold there. Raises ClusterUnreachable."""
+        nodes, holdings = self._cluster.nodes(), self._cluster.holdings()
+        holders = {holding.ray_job for holding in holdings}
+        live = {job.attempt.submission_id for job in jobs if job.attempt is not None and job.attempt.state.live}
+        if holders - set(self._ray_jobs.values()) and live - self._ray_jobs.keys():
+            self._look(jobs)  # a driver of our own may have connected since; it must not be taken for somebody else's
+        self._ray_jobs = {name: job for name, job in self._ray_jobs.items() if name in live or job in holders}
+        nodes = with_taken(nodes, holdings, jobs, self._ray_jobs)
+        self._taken = {node.name: node.taken for node in nodes}
+        self._looked_at = time.monotonic()
+        return nodes
+
+    def _reconcile(self, lease: Lease, job: JobRecord, sights: Mapping[str, Sight]) -> None:
         attempt = job.attempt
         if attempt is None or not attempt.state.live:
             self._settle(lease, job)
@@ -138,8 +176,9 @@ class Controller:
             marked = self._store.mark_leaving(lease, job.id, "cancel").attempt
             assert marked is not None
             attempt = marked
-        seen, message = self._look(attempt)
-        verdict = judge(attempt, seen, message, self._evidence(attempt))
+        sight = sights[attempt.submission_id]
+        identity = self._identity() if sight.seen == "unknown" else None
+        verdict = judge(attempt, sight.seen, sight.message, self._evidence(attempt), identity)
         unreachable = isinstance(verdict, Keep) and not verdict.reachable
         if unreachable != (job.unreachable_since_ms is not None):
             self._store.set_unreachable(lease, [job.id], self._store.now_ms() if unreachable else None)
@@ -181,25 +220,12 @@ class Controller:
         causes = [Cause[name] for name in newest.failures]
         again = after_failure(job.id, causes, self._max_failures(job), self._store.now_ms())
         if gone.final or isinstance(again, GiveUp):
-            cause = "time_limit" if gone.outcome == "limit" else "user_code"
+            cause = "time_limit" if gone.outcome == "limit" else "refused" if gone.refused else "user_code"
             self._store.finish_job(lease, job.id, JobState.FAILED, cause, gone.detail)
             return
         back = JobState.QUEUED if gone.outcome == "preempted" else JobState.RECOVERING
         name = gone.cause.name if gone.cause else None
         self._store.requeue_job(lease, job.id, back, again.not_before_ms, name, gone.detail)
-
-    def _look(self, attempt: AttemptRecord) -> tuple[Seen, str]:
-        try:
-            state = self._jobs.status(attempt.submission_id)
-        except ClusterUnreachable as error:
-            return "unreachable", str(error)
-        except JobFailed as error:  # an answer that says nothing of the job
-            return "unreachable", str(error)
-        except SpecError:
-            return "unknown", ""
-        if state.status in ("STOPPED", "SUCCEEDED", "FAILED"):
-            return "ended", state.message
-        return ("running" if state.status == "RUNNING" else "pending"), state.message
 
     def _evidence(self, attempt: AttemptRecord) -> RunEvidence:
         folder = Path(attempt.run_dir)
@@ -241,8 +267,7 @@ class Controller:
 
     # --- what follows ------------------------------------------------------------------------------------------
 
-    def _decide(self, lease: Lease, nodes: tuple[Node, ...]) -> None:
-        jobs = self._store.live_jobs()
+    def _decide(self, lease: Lease, nodes: tuple[Node, ...], jobs: Sequence[JobRecord]) -> None:
         projects = self._store.projects()
         snapshot = snapshot_of(self._store.now_ms(), nodes, jobs, projects, self._policy)
         by_id = {job.id: job for job in jobs}

@@ -13,6 +13,7 @@ from orchestrator.store import AttemptRecord, AttemptState
 
 _CLUSTERS_FAULT = frozenset({"WorkerLost", "ClusterUnreachable"})
 _NEVER_BETTER = frozenset({"SpecError", "DataError"})
+_REFUSED = "SpecError"
 
 Seen = Literal["pending", "running", "ended", "unknown", "unreachable"]
 """What Ray says of a submission. `unknown`: it answers, and knows no such id."""
@@ -56,6 +57,8 @@ class Gone:
     """Trying again would give the same."""
     seen_to_end: bool = True
     """False: Ray forgot it, and nobody saw its end."""
+    refused: bool = False
+    """The spec is wrong, which only the job could find out: it has to call the user's code for that."""
 
 
 Verdict = Keep | Submit | Progress | Gone
@@ -72,18 +75,40 @@ def run_evidence(events: Sequence[dict[str, Any]], submission_id: str, complete:
     return RunEvidence(complete, failure)
 
 
-def judge(attempt: AttemptRecord, seen: Seen, message: str, run: RunEvidence) -> Verdict:
-    """The verdict over a live attempt."""
+def judge(attempt: AttemptRecord, seen: Seen, message: str, run: RunEvidence, identity: str | None = None) -> Verdict:
+    """The verdict over a live attempt.
+
+    Args:
+        identity: of the cluster that answers now; needed where it knows no such id. None: it does not tell.
+    """
     if seen == "unreachable":
         return Keep(reachable=False)
     if seen in ("pending", "running"):
         return Progress(alive=seen == "running")
     if seen == "unknown":
-        if attempt.state is AttemptState.PLANNED and attempt.leaving_why is None:
-            return Submit()
-        # Ray forgets a job that has not ended only with its head, and that takes the job along.
-        return _ending(attempt, "the cluster knows it no longer: its head started anew", run, seen_to_end=False)
+        return _forgotten(attempt, run, identity)
     return _ending(attempt, message, run, seen_to_end=True)
+
+
+def _forgotten(attempt: AttemptRecord, run: RunEvidence, identity: str | None) -> Verdict:
+    """Ray answers, and knows no such id.
+
+    It forgets a job that has not ended only with its head, and that takes the job along; from a head that goes on, only
+    jobs that have ended can be deleted. Either way nothing runs any more, and it is not the job that failed.
+    """
+    if attempt.state is AttemptState.PLANNED:
+        if attempt.leaving_why is None:
+            return Submit()
+        return _ending(attempt, "it was never submitted", run, seen_to_end=False)
+    if identity is None:
+        return Keep(reachable=False)
+    if attempt.cluster_id is None:
+        message = "the cluster knows it no longer"
+    elif attempt.cluster_id != identity:
+        message = f"the cluster's head started anew ({attempt.cluster_id} is now {identity})"
+    else:
+        message = "it was deleted from the cluster, whose head is still the same"
+    return _ending(attempt, message, run, seen_to_end=False)
 
 
 def _ending(attempt: AttemptRecord, message: str, run: RunEvidence, *, seen_to_end: bool) -> Gone:
@@ -95,7 +120,8 @@ def _ending(attempt: AttemptRecord, message: str, run: RunEvidence, *, seen_to_e
         return Gone("limit", Cause.user_code, "its time limit was reached", final=True, seen_to_end=seen_to_end)
     if run.failure is not None and run.failure[0] not in _CLUSTERS_FAULT:
         error, text = run.failure
-        return Gone("failed", Cause.user_code, f"{error}: {text}", final=error in _NEVER_BETTER)
+        ending = {"final": error in _NEVER_BETTER, "refused": error == _REFUSED}
+        return Gone("failed", Cause.user_code, f"{error}: {text}", **ending)
     if attempt.leaving_why == "preempt":
         return Gone("preempted", Cause.preempted, message, seen_to_end=seen_to_end)
     detail = f"{run.failure[0]}: {run.failure[1]}" if run.failure is not None else message

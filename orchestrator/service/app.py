@@ -26,6 +26,7 @@ def create_app(
     cluster_nodes: ClusterNodes | None,
     log_source: LogSource,
     controller_alive: Callable[[], bool] = lambda: True,
+    lease_age_s: Callable[[], float | None] = lambda: None,
 ) -> FastAPI:
     """The service over a store that is open; `app.state.service` is what lives with it.
 
@@ -33,8 +34,9 @@ def create_app(
         wake: tells the controller that something was asked for.
         cluster_nodes: None: no cluster is known, and nothing is refused for want of nodes.
         controller_alive: for readiness.
+        lease_age_s: since the controller here renewed its lease; None: it does not lead.
     """
-    service = Service.of(store, settings, wake, cluster_nodes, log_source, controller_alive)
+    service = Service.of(store, settings, wake, cluster_nodes, log_source, controller_alive, lease_age_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

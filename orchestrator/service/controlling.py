@@ -10,7 +10,7 @@ from cluster.observe import Dashboard
 from cluster.submit import STOP_GRACE_S, RayJobs
 from jobs.errors import SpecError
 from orchestrator.controller import Controller
-from orchestrator.controller.view import RayCluster
+from orchestrator.controller.view import AsQueued, RayCluster
 from orchestrator.scheduling import Policy
 from orchestrator.service.here import ClusterNodes
 from orchestrator.service.serving import Loop
@@ -18,6 +18,7 @@ from orchestrator.store import Store
 
 _SEEN_GONE_S = 15
 """Until it is noticed that a job that used all of its time to stop is gone."""
+POLICY = Policy(grace_ms=1000 * (STOP_GRACE_S + _SEEN_GONE_S))
 
 
 class NoController:
@@ -28,6 +29,9 @@ class NoController:
 
     def wake(self) -> None:
         pass
+
+    def lease_age_s(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ def ray_side(given: str | None, store: Store, runs: Path, *, api_only: bool) -> 
         what = "the address of Ray's dashboard is needed, or a local cluster: thresher cluster up"
         raise SpecError.at("--ray", what, allowed="http://head:8265; or --api-only")
     jobs = RayJobs(address)
-    policy = Policy(grace_ms=1000 * (STOP_GRACE_S + _SEEN_GONE_S))
     cluster = RayCluster(Dashboard(address))
-    return RaySide(address, jobs, cluster, Controller(store, jobs, cluster, runs, policy))
+    controller = Controller(store, jobs, cluster, runs, POLICY)
+    return RaySide(address, jobs, AsQueued(cluster, controller.taken), controller)
 
 
 def _local_address() -> str | None:

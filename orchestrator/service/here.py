@@ -84,6 +84,7 @@ class Service:
     failures: Buckets
     streams: Streams
     controller_alive: Callable[[], bool]
+    lease_age_s: Callable[[], float | None]
     planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_PLANNERS, "plan"))
     heavy_planners: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "plan-heavy"))
     """For models that are built to be planned; they must not hold up the others."""
@@ -100,6 +101,7 @@ class Service:
         cluster: ClusterNodes | None,
         logs: LogSource,
         controller_alive: Callable[[], bool] = lambda: True,
+        lease_age_s: Callable[[], float | None] = lambda: None,
     ) -> "Service":
         limits = settings.limits
         return cls(
@@ -113,6 +115,7 @@ class Service:
             failures=Buckets(_FAILED_PER_S, _FAILED_BURST),
             streams=Streams(limits.streams),
             controller_alive=controller_alive,
+            lease_age_s=lease_age_s,
         )
 
     def close(self) -> None:

@@ -35,6 +35,8 @@ class Loop(Protocol):
 
     def wake(self) -> None: ...
 
+    def lease_age_s(self) -> float | None: ...
+
 
 def store_url(runs: Path, given: str | None) -> str:
     """The database's address: SQLite beside the runs, unless another one is named."""
@@ -63,7 +65,7 @@ def serve(
     with ExitStack() as stack:
         bound = stack.enter_context(_bind(listen))
         logs = AttemptLogs(settings.runs / ".service" / "logs", ray)
-        app = create_app(store, settings, controller.wake, cluster, logs, thread.is_alive)
+        app = create_app(store, settings, controller.wake, cluster, logs, thread.is_alive, controller.lease_age_s)
         address = Listen(listen.host, bound.getsockname()[1], listen.tls_cert, listen.tls_key, listen.insecure)
         server = _Server(_config(app, listen), app.state.service.stopping, lambda: on_start(address.url))
         # uvicorn raises a signal again once it has ended; what is to be done then is done below.

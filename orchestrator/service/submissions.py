@@ -10,14 +10,17 @@ from typing import Any
 from jobs import data
 from jobs.errors import Problem, SpecError
 from jobs.hashing import digest_json
+from jobs.layout import share_batch
 from jobs.spec import JobSpec
 from jobs.spec.model import ForeignModel
 from jobs.spec.paths import named_files
 from jobs.spec.read import parse_json, parse_yaml
-from orchestrator.plan import check_fit, plan_job
+from jobs.spec.train import Layout
+from orchestrator.plan import check_fit, count_steps, plan_job
 from orchestrator.runs import Storage
 from orchestrator.scheduling import Demand, Job, Node, Project, Snapshot, refusal
 from orchestrator.service.answers import Refusal, not_found
+from orchestrator.service.foreign_code import check_factory
 from orchestrator.service.settings import ServiceSettings
 
 JSON_TYPES = ("application/json",)
@@ -103,12 +106,18 @@ def plan(prepared: Prepared, code: Path | None, settings: ServiceSettings) -> No
     """Raises SpecError for what `thresher plan` refuses.
 
     The user's own factory is not called: its code runs on the cluster alone, and what only it could tell is said by
-    the job.
+    the job, in the same words.
     """
     spec = prepared.spec
     if spec.uses_own_code:
         info = data.inspect(spec.data, spec.train.loss)
         check_fit(spec, info)
+        count_steps(spec, info)
+        if isinstance(spec.layout, Layout):
+            layout = spec.layout.parallel
+            share_batch(spec.train.batch_size, layout.data, spec.layout.micro_batch, None, layout.pipeline)
+        if code is not None:
+            check_factory(spec, code)
         return
     plan_job(spec, Storage(settings.runs))
 

@@ -88,11 +88,14 @@ class Database:
 
     Args:
         url: `sqlite:///FILE` or `postgresql+psycopg://…`. Raises SpecError for others.
+        make: makes the file of SQLite. False: raises SpecError where there is none.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = True) -> None:
         self.url = _checked(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        if self.is_sqlite and not make and not Path(str(self.url.database)).is_file():
+            raise SpecError.at("--store", "there is no store", str(self.url.database), _FORMS)
         self.clock = literal_column(_CLOCKS[self.url.get_backend_name()], BigInteger)
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
         # SQLite has one writer at a time and lets the others poll. Within a process they stand in line instead.

@@ -23,6 +23,13 @@ def head() -> str:
     return newest
 
 
+def check_current(database: Database) -> None:
+    """Raises StoreUnusable for a database whose schema is not this version's."""
+    if (current := database.read(_current)) != head():
+        what = f"schema {current}" if current else "no store"
+        raise StoreUnusable(f"{database.name} has {what}, this version has schema {head()}: `thresher serve` upgrades")
+
+
 def upgrade(database: Database, revision: str = "head") -> None:
     """Brings the schema to `revision`; one process at a time, all of it or nothing.
 

@@ -161,7 +161,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class EventRecord:
-    """Something that happened. `seq` has no gaps, and grows in the order in which transactions were committed."""
+    """Something that happened. `seq` grows in the order in which transactions were committed, without gaps.
+
+    But for the gaps that `Store.prune` leaves.
+    """
 
     seq: int
     at_ms: int

@@ -4,6 +4,7 @@ Each method is one transaction, and may be called again after StoreUnavailable: 
 Methods that take a lease raise LeaseLost, and change nothing, when somebody else has become the leader.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -13,8 +14,9 @@ from typing import TypeVar
 from sqlalchemy import select
 
 from jobs.errors import SpecError
+from jobs.storage import fsync
 from orchestrator.scheduling import Project
-from orchestrator.store import access, leases, migrating, paging, reconciling, registry, rows, submitting
+from orchestrator.store import access, leases, migrating, paging, pruning, reconciling, registry, rows, submitting
 from orchestrator.store import records as r
 from orchestrator.store.database import Database, Transaction
 from orchestrator.store.errors import StoreUnavailable
@@ -49,6 +51,21 @@ class Store:
             raise
         return store
 
+    @classmethod
+    def existing(cls, url: str, *, any_schema: bool = False) -> "Store":
+        """One that is there, left as it is: for what is done beside a service, which may be of another version.
+
+        Raises SpecError where there is none, StoreUnusable for another schema than this version's, StoreUnavailable.
+        """
+        database = Database(url, make=False)
+        try:
+            if not any_schema:
+                migrating.check_current(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
     def close(self) -> None:
         self.database.close()
 
@@ -77,8 +94,10 @@ class Store:
         """Copies an SQLite store to a new file while it is used. PostgreSQL has pg_dump for that: SpecError."""
         if not self.database.is_sqlite:
             raise SpecError.at("--store", "not supported here: a backup of PostgreSQL; use pg_dump", self.name)
-        if path.exists():
+        if os.path.lexists(path):
             raise SpecError.at("path", "the file exists already", str(path), "a new file")
+        if not path.absolute().parent.is_dir():
+            raise SpecError.at("path", "no such folder", str(path.parent))
         part = path.with_name(path.name + ".partial")
         part.unlink(missing_ok=True)
         try:
@@ -90,7 +109,19 @@ class Store:
             part.unlink(missing_ok=True)
             raise StoreUnavailable(f"{self.name} could not be copied: {error}") from error
         part.chmod(0o600)
+        fsync(part)
         part.rename(path)
+        fsync(path.absolute().parent)
+
+    def prune(self, before_ms: int, *, dry_run: bool = False) -> pruning.Pruned:
+        """Removes jobs of runs that ended before `before_ms`, but for those that models came from; see `pruning`."""
+        if dry_run:
+            return self.database.read(lambda c: pruning.would_go(c, before_ms))
+        gone = pruning.Pruned()
+        for some in (pruning.some_runs, pruning.some_events):
+            while (more := self.database.write(lambda t, some=some: some(t, before_ms))) != pruning.Pruned():  # type: ignore[misc]
+                gone += more
+        return gone
 
     # The leader
 

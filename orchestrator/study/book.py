@@ -1,7 +1,7 @@
 """The two files of a study: `study.log`, Optuna's journal, and `trials.jsonl`, the whole record of each finished trial.
 
-A finished trial is written to `trials.jsonl` first and told to Optuna afterwards: what is found in one and not yet in
-the other is told when the study is opened again.
+The journal is flushed to the device, then a finished trial is written to `trials.jsonl`, then Optuna is told: what is
+found in one and not yet in the other is told when the study is opened again.
 """
 
 import json
@@ -17,6 +17,7 @@ from jobs.errors import JobFailed
 from jobs.records import Trial
 from jobs.spec.search import Phase
 from jobs.spec.space import Space
+from jobs.storage import fsync
 from orchestrator.runs import read_lines
 from orchestrator.study.space import from_params
 
@@ -24,6 +25,30 @@ JOURNAL, RECORDS = "study.log", "trials.jsonl"
 VIOLATION = "budget"
 """The name of the constraint."""
 STATES = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal file, neither locked nor flushed to the device with each entry, of which a trial makes a dozen.
+
+    A single write goes to the end of the file whole, also beside another process (a dashboard that adds trials by
+    hand). What must outlive the machine is flushed by `flush_journal`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        entries = "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs).encode()
+        with self._path.open("ab", buffering=0) as file:
+            while entries:
+                # A disk that fills up takes a part, and says so at the next write only.
+                entries = entries[file.write(entries) :]
+
+
+def flush_journal(folder: Path) -> None:
+    """Has the journal on disk: before anything else there refers to a trial of it."""
+    fsync(folder / JOURNAL)
 
 
 def open_journal(folder: Path) -> JournalStorage:
@@ -41,7 +66,7 @@ def open_journal(folder: Path) -> JournalStorage:
     if path.exists():
         _cut_off_half_a_line(path)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(Journal(path))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
         # What Optuna raises for lines that are no JSON, or no entries of a journal.
         raise JobFailed(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from cmaes import CMA
 
 from jobs.spec.space import Space
 
@@ -40,6 +39,8 @@ def draw(space: Space, individuals: Sequence[Individual], population: int, seed:
         individuals: in any order.
         seed: of this trial's draw; the distribution itself does not depend on it.
     """
+    from cmaes import CMA  # brings scipy's statistics along: a second to import
+
     keys = list(space)
     cma = CMA(
         mean=np.full(len(keys), 0.5),

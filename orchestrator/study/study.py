@@ -23,7 +23,7 @@ from jobs.spec import JobSpec
 from jobs.spec.search import Direction, Phase
 from jobs.spec.space import Grid
 from orchestrator.study import cmaes
-from orchestrator.study.book import VIOLATION, append_record, open_journal, read_records, record_of
+from orchestrator.study.book import VIOLATION, append_record, flush_journal, open_journal, read_records, record_of
 from orchestrator.study.samplers import Planned, optuna_sampler, seed_of, sobol_point
 from orchestrator.study.space import drawn, from_params, is_complete
 
@@ -132,9 +132,14 @@ class Study:
         One that completed without every objective, or with one that is no number, has failed.
         """
         booked = self._judged(trial)
+        self.flush()
         append_record(self.folder, booked)
         self._book(booked)
         return booked
+
+    def flush(self) -> None:
+        """Has on disk what was asked for so far. Whoever writes of a trial elsewhere calls this first."""
+        flush_journal(self.folder)
 
     def _judged(self, trial: Trial) -> Trial:
         if trial.state != "completed":

@@ -2,9 +2,10 @@
 
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import parse_qs
 
 
 @dataclass
@@ -14,6 +15,9 @@ class FakeJob:
     status: str = "RUNNING"
     log: str = ""
     stops: int = 0
+    asked: dict[str, Any] = field(default_factory=dict)
+    """The body of the submission."""
+    ray_job: str | None = None
 
 
 class FakeHead:
@@ -23,6 +27,9 @@ class FakeHead:
         self.jobs: dict[str, FakeJob] = {}
         self.token = token
         self.num_requests = 0
+        self.session = 1
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        """What the state API lists: nodes, placement_groups, actors, tasks."""
         self._silent = False
         self._drop_next_submit_reply = False
         self._gateway_down = False
@@ -95,7 +102,12 @@ class FakeHead:
 
     def _answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/api/version":
-            return 200, {"version": "4", "ray_version": "2.60.0", "ray_commit": ""}
+            session = f"session_{self.session}"
+            return 200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": session}
+        if path.startswith("/api/v0/"):
+            return 200, {"data": {"result": {"result": self._listed(path.removeprefix("/api/v0/"))}}}
+        if (method, path) == ("GET", "/api/jobs"):
+            return 200, [self._described(submission_id) for submission_id in self.jobs]
         if (method, path) == ("POST", "/api/jobs"):
             asked = json.loads(body)
             submission_id = asked["submission_id"]
@@ -103,7 +115,7 @@ class FakeHead:
                 return 500, f"Job with submission_id {submission_id} already exists."
             if asked["entrypoint"] == "refused":
                 return 500, "no such runtime_env plugin"
-            self.jobs[submission_id] = FakeJob(asked["entrypoint"], asked["runtime_env"])
+            self.jobs[submission_id] = FakeJob(asked["entrypoint"], asked["runtime_env"], asked=asked)
             return 200, {"submission_id": submission_id, "job_id": submission_id}
         _, _, _, submission_id, *what = path.split("/")
         job = self.jobs.get(submission_id)
@@ -116,7 +128,20 @@ class FakeHead:
             return 200, {"logs": job.log}
         if what == ["logs", "tail"]:
             return 500, "the log stream broke off"
-        return 200, {"type": "SUBMISSION", "status": job.status, "entrypoint": job.entrypoint, "message": "so it is"}
+        return 200, self._described(submission_id)
+
+    def _described(self, submission_id: str) -> dict[str, Any]:
+        job = self.jobs[submission_id]
+        described = {"type": "SUBMISSION", "status": job.status, "entrypoint": job.entrypoint, "message": "so it is"}
+        return described | {"submission_id": submission_id, "job_id": job.ray_job}
+
+    def _listed(self, what: str) -> list[dict[str, Any]]:
+        name, _, query = what.partition("?")
+        asked = parse_qs(query)
+        (limit,), (detail,) = asked["limit"], asked["detail"]
+        assert (limit, detail) == ("10000", "1")
+        states = asked.get("filter_values", [])
+        return [row for row in self.rows.get(name, []) if not states or row["state"] in states]
 
     def _reply(self, request: BaseHTTPRequestHandler, code: int, answer: Any) -> None:
         body = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()

@@ -139,3 +139,34 @@ def test_logs_survive_streams_that_break_off(head, jobs):
     jobs.submit("echo", "job-1")
     threading.Timer(0.2, head.end, ("job-1", "SUCCEEDED", "one\ntwo\nno line end")).start()
     assert list(jobs.logs("job-1")) == ["one", "two", "no line end"]
+
+
+def test_all_states_are_one_request(head, jobs):
+    for name in ("job-1", "job-2"):
+        jobs.submit("echo", name)
+    head.end("job-2", "FAILED")
+    head.jobs["job-1"].ray_job = "01000000"
+    before = head.num_requests
+    states = jobs.states()
+    assert head.num_requests == before + 1
+    assert {name: (state.status, state.ray_job) for name, state in states.items()} == {
+        "job-1": ("RUNNING", "01000000"),
+        "job-2": ("FAILED", None),
+    }
+    assert jobs.status("job-1") == states["job-1"]
+
+
+def test_no_list_is_unreachable_and_soon(head, jobs):
+    jobs.submit("echo", "job-1")
+    head.go_silent()
+    begun = time.monotonic()
+    with pytest.raises(ClusterUnreachable):
+        jobs.states()
+    assert time.monotonic() - begun < 2.0
+
+
+def test_a_driver_reserves_nothing(head, jobs):
+    """It mostly waits for its workers, which have what was asked for: see docs/operations.md."""
+    jobs.submit("echo", "job-1")
+    asked = head.jobs["job-1"].asked
+    assert not any(asked.get(f"entrypoint_{name}") for name in ("num_cpus", "num_gpus", "memory", "resources"))

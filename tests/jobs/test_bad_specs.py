@@ -136,6 +136,7 @@ SPECS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "no convolutions": ({"model.args.conv_widths": []}, "model.args.conv_widths", ("at least 1",)),
     "priority": ({"priority": 101}, "priority", ("got 101", "at most 100")),
     "no validation": ({"data.split.validation": 0}, "data.split.validation", ("above 0.0",)),
+    "no training": ({"data.split.train": 0}, "data.split.train", ("at least 1",)),
     "five to calibrate": ({"data.split.calibration": 5}, "data.split.calibration", ("at least 16",)),
     "ZeRO of four": ({"layout": {"zero_stage": 4}}, "layout.zero_stage", ("got 4", "at most 3")),
     "no workers": ({"resources.workers": 0}, "resources.workers", ("got 0", "1 to 65536")),
@@ -507,6 +508,11 @@ SPECS |= {
     "a target in plain text": ({"data.source": PLAIN, "data.target": "label"}, "data.target", ("no columns",)),
     "the text as target": ({"data.source": TEXT, "data.target": "text"}, "data.target", ("another column",)),
     "no tokens a sample": ({"data.source": {**TEXT, "length": 0}}, "data.source.length", ("at least 1",)),
+    "some of the chunks": (
+        {"data.source": TEXT, "data.split.train": 100},
+        "data.split.train",
+        ("language model", "null"),
+    ),
     "truncated chunks": (
         {"data.source": {**TEXT, "truncate": True}},
         "data.source.truncate",

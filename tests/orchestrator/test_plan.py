@@ -275,6 +275,7 @@ OTHER: list[dict[str, Any]] = [
     {"data.split.seed": 1},
     {"data.split.validation": 0.2},
     {"data.split.calibration": 64},
+    {"data.split.train": 100},
     {"data.source.name": "breast_cancer", "model": {"name": "mlp"}},
     {"metric": "f1_macro"},
 ]

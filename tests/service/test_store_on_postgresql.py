@@ -13,6 +13,7 @@ from tests.orchestrator.store import (
     test_concurrency,
     test_migrating,
     test_processes,
+    test_pruning,
     test_reconciling,
     test_submitting,
 )
@@ -21,7 +22,15 @@ from tests.orchestrator.store.small_jobs import new
 from tests.orchestrator.store.test_machine import check
 from tests.service.postgresql import address, running_server
 
-for _module in (test_access, test_concurrency, test_migrating, test_processes, test_reconciling, test_submitting):
+for _module in (
+    test_access,
+    test_concurrency,
+    test_migrating,
+    test_processes,
+    test_pruning,
+    test_reconciling,
+    test_submitting,
+):
     globals().update({name: value for name, value in vars(_module).items() if name.startswith("test_")})
 
 _numbers = count()

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from orchestrator.client import shapes
+from orchestrator.service.answers import Refusal
 from orchestrator.service.here import Caller, Here, Service, Viewer, ended, job_of, refusals
 from orchestrator.service.routes.parameters import MOST, After, JobId
 from orchestrator.service.views import event_view
@@ -82,6 +83,8 @@ async def _stream(here: Service, who: Caller, job_id: str | None, after: int) ->
                 # The state first: after a job's end nothing is added to its events.
                 over = job_id is not None and ended(await run_in_threadpool(job_of, here, who, job_id))
                 position, found = await run_in_threadpool(_read, here, who, job_id, after, _BATCH)
+            except Refusal:
+                return  # the job was removed meanwhile: who asks again is told so
             except StoreUnavailable:
                 over = False  # it comes back, and this stream misses nothing
             for event in found:

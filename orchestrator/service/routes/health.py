@@ -39,6 +39,10 @@ def metrics(here: Here, who: Viewer) -> Response:
     live = Counter((job.project, job.state.value) for job in here.store.live_jobs())
     nodes, _ = here.seen.look()
     text = here.figures.text(
-        dict(live), here.streams.total, here.controller_alive(), None if nodes is None else len(nodes)
+        dict(live),
+        here.streams.total,
+        controller=here.controller_alive(),
+        lease_age_s=here.lease_age_s(),
+        nodes=None if nodes is None else len(nodes),
     )
     return Response(text, headers={"Content-Type": _PROMETHEUS})

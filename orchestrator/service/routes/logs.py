@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from jobs.errors import ClusterUnreachable
 from orchestrator.client.following import ATTEMPT_HEADER
+from orchestrator.service.answers import Refusal
 from orchestrator.service.here import Caller, Here, Service, Viewer, ended, job_of, refusals
 from orchestrator.service.routes.parameters import MOST, JobId
 from orchestrator.store import AttemptRecord, JobRecord, StoreUnavailable
@@ -63,6 +64,8 @@ async def _follow(here: Service, who: Caller, job_id: str, number: int, offset: 
                 job = await run_in_threadpool(job_of, here, who, job_id)
                 over = _over(job, number)
                 chunk = await _read(here, job, number, offset)
+            except Refusal:
+                return  # the job was removed meanwhile: who asks again is told so
             except (ClusterUnreachable, StoreUnavailable):
                 over, chunk, job = False, b"", None
             if chunk:

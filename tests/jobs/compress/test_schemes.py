@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -58,6 +59,22 @@ def test_tables_of_embeddings_are_looked_up_in_few_bits(scheme: str, families: F
     assert all(table.itemsize == 1 for table in tables)
     assert {table.shape[1] for table in tables} == {8 if scheme == "int4_weight" else 16}
     assert count_params(target)[0] == count_params(small.file)[0]
+
+
+@pytest.mark.parametrize("family", ["lenet", "mlp"])
+def test_the_runtime_multiplies_in_integers_in_the_last_layer_too(
+    family: str, families: Families, tmp_path: Path
+) -> None:
+    """Its result is not rounded, and its weights must not become floats in each run for that."""
+    small, target, optimized = families(family), tmp_path / "q.onnx", tmp_path / "o.onnx"
+    quantize_onnx(small.file, target, "int8_static", small.x)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(optimized), 4
+    onnxruntime.InferenceSession(target, options)
+    kinds = [node.op_type for node in onnx.load(optimized).graph.node]
+    assert "Gemm" not in kinds
+    assert kinds[-1] == "QGemm"
+    assert kinds.count("QGemm") == [node.op_type for node in onnx.load(small.file).graph.node].count("Gemm")
 
 
 def test_a_scheme_without_anything_to_do_says_so(families: Families, tmp_path: Path) -> None:

@@ -54,6 +54,20 @@ def test_a_rare_class_is_not_always_drawn_or_never() -> None:
     assert 70 < sum(drawn) < 130
 
 
+def test_training_takes_a_share_of_each_class_and_leaves_validation_as_it_is() -> None:
+    labels = np.arange(200) % 4
+    whole, part = (
+        divide(labels, 200, split_sizes(200, 50, split), own_test=True, seed=3)
+        for split in (Split(validation=0.2), Split(validation=0.2, train=40))
+    )
+    assert np.array_equal(whole["validation"], part["validation"])
+    assert set(part["train"]) < set(whole["train"])
+    assert np.bincount(labels[part["train"]]).tolist() == [10, 10, 10, 10]
+    with pytest.raises(DataError, match="more than there are training samples") as caught:
+        split_sizes(200, 50, Split(validation=0.2, train=161))
+    assert (caught.value.problems[0].path, caught.value.problems[0].allowed) == ("data.split.train", "at most 160")
+
+
 def test_the_own_test_split_is_kept() -> None:
     assert split_sizes(100, 40, Split(validation=0.2)) == {"train": 80, "validation": 20, "test": 40}
 

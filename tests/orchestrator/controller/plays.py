@@ -1,9 +1,11 @@
 """Ray as the controller sees it, played: with verbs for what can happen to it."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.observe import Holding
 from jobs.errors import ClusterUnreachable, SpecError
 from orchestrator.scheduling import Node
 
@@ -16,6 +18,7 @@ class Killed(BaseException):
 class State:
     status: str
     message: str = ""
+    ray_job: str | None = None
 
 
 @dataclass
@@ -29,6 +32,8 @@ class PlayedRay:
     submitted: list[str] = field(default_factory=list)
     stops: list[str] = field(default_factory=list)
     entrypoints: dict[str, str] = field(default_factory=dict)
+    others: list[Holding] = field(default_factory=list)
+    asked: Counter[str] = field(default_factory=Counter)
 
     def submit(self, entrypoint, submission_id, working_dir, env):
         self._answer()
@@ -38,9 +43,9 @@ class PlayedRay:
         alive = [name for name in self.running() if name.rpartition("-")[0] == job]
         assert not alive, f"{submission_id} is submitted while {alive} live"
         assert env["THRESHER_ATTEMPT"] == submission_id
-        assert set(json.loads(env["THRESHER_PLACEMENT"])) == {"n1", "n2"}
+        assert set(json.loads(env["THRESHER_PLACEMENT"])) <= {"n1", "n2"}
         assert (working_dir / "thresher-job.yaml").is_file()
-        self.jobs[submission_id] = State("RUNNING")
+        self.jobs[submission_id] = State("RUNNING", ray_job=f"{len(self.submitted) + 1:02}000000")
         self.submitted.append(submission_id)
         self.entrypoints[submission_id] = entrypoint
         if self.die_after_submit:
@@ -51,7 +56,13 @@ class PlayedRay:
             raise ClusterUnreachable("the reply was lost")
         return submission_id
 
+    def states(self):
+        self.asked["states"] += 1
+        self._answer()
+        return dict(self.jobs)
+
     def status(self, submission_id):
+        self.asked["status"] += 1
         self._answer()
         if submission_id not in self.jobs:
             raise SpecError.at("JOB", "no such job", submission_id)
@@ -64,6 +75,10 @@ class PlayedRay:
     def nodes(self):
         self._answer()
         return (Node("n1", {"CPU": 1000}), Node("n2", {"CPU": 1000}))
+
+    def holdings(self):
+        self._answer()
+        return self.others
 
     def identity(self):
         self._answer()
@@ -79,7 +94,7 @@ class PlayedRay:
         return [name for name, state in self.jobs.items() if state.status == "RUNNING"]
 
     def end(self, submission_id: str, status: str = "FAILED", message: str = "") -> None:
-        self.jobs[submission_id] = State(status, message)
+        self.jobs[submission_id] = State(status, message, self.jobs[submission_id].ray_job)
 
     def restart_head(self) -> None:
         self.jobs.clear()

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from sqlalchemy import delete
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
@@ -15,6 +17,7 @@ from orchestrator.client.retry import Retries
 from orchestrator.scheduling import Project, Quota
 from orchestrator.service.ranges import parse_range
 from orchestrator.store import JobState
+from orchestrator.store.tables import jobs
 from tests.orchestrator.service.conftest import DIGITS, World
 
 BAD: list[dict[str, Any]] = [
@@ -143,6 +146,21 @@ class TestResults:
         world.logs.away = True
         assert world.admin("GET", path).status_code == 503
 
+    @pytest.mark.parametrize("stream", ["logs?follow=true", "events"])
+    def test_who_follows_a_job_that_is_removed_is_told(self, stream: str, world: World) -> None:
+        job = world.submit()
+        remove = threading.Timer(0.5, self.remove, (world, job))
+        remove.start()
+        answer = world.admin("GET", f"/jobs/{job}/{stream}", headers={"Accept": "text/event-stream"})
+        remove.join()
+        assert answer.status_code == 200  # it had begun
+        assert "event: end" not in answer.text
+        assert world.admin("GET", f"/jobs/{job}/{stream}").status_code == 404
+
+    @staticmethod
+    def remove(world: World, job: str) -> None:
+        world.store.database.write(lambda t: t.connection.execute(delete(jobs).where(jobs.c.id == job)))
+
     def test_metrics_go_on_from_a_position(self, world: World) -> None:
         job = world.submit()
         path = f"/jobs/{job}/metrics"
@@ -264,3 +282,13 @@ class TestAsyncClient:
 def test_a_project_that_nobody_made(world: World) -> None:
     answer = world.admin("POST", "/jobs", json=DIGITS | {"project": "nobody"}, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, world.admin("GET", "/jobs").json()["jobs"]) == (404, [])
+
+
+@pytest.mark.parametrize(
+    ("age_s", "leads"), [(None, 0), (0.5, 1), (60.0, 0)], ids=["another leads", "leads", "its time is up"]
+)
+def test_metrics_say_who_leads(age_s: float | None, leads: int, world: World) -> None:
+    world.http.app.state.service.lease_age_s = lambda: age_s  # type: ignore[attr-defined]
+    lines = world.admin("GET", "//metrics").text.splitlines()
+    assert f"thresher_leads {leads:.1f}" in lines
+    assert f"thresher_lease_age_seconds {'NaN' if age_s is None else age_s}" in lines

@@ -94,6 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.acquire(HOLDERS[0], LONG_S)
         self.submit("a", None, "default", HOLDERS[0])
         self.submit("b", "k1", "other", HOLDERS[1])
+        self.go_on(0, 6, well=True)
 
     def teardown(self) -> None:
         for store in getattr(self, "stores", {}).values():
@@ -388,7 +389,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.requeue(number, self.leader, S.QUEUED)
             else:
                 end = S.CANCELLED if job.state is S.CANCELLING else S.SUCCEEDED if well else S.FAILED
-                self.finish(number, self.leader, end, {"a"} if well else set())
+                self.finish(number, self.leader, end, {"a", "b"} if well else set())
 
     # --- the words above -------------------------------------------------------------------------------------------
 

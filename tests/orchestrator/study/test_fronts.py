@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fronts import bnh, by_thresher, compare, hypervolume, zdt1
+from benchmarks.fronts import bnh, by_optuna, by_thresher, compare, hypervolume, zdt1
 
 
 def test_the_hypervolume_of_a_staircase():
@@ -31,6 +31,16 @@ def test_as_near_as_optunas_own_loop(algorithm: str):
     result = compare(bnh(), algorithm, trials=60, seeds=range(2))
     assert result["ratio"] > 0.98
     assert 0.9 < result["thresher"] < 1.0
+    assert result["identical"] == (None if algorithm == "qmc" else True)
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
+def test_one_at_a_time_it_draws_what_optunas_own_loop_draws_with_the_same_seeds(algorithm: str, tmp_path: Path):
+    problem = zdt1(3)
+    points = by_thresher(problem, algorithm, 30, 1, tmp_path)
+    assert len(points) > 20  # values that were there are not run again
+    assert points == list(dict.fromkeys(by_optuna(problem, algorithm, 30, 1, anew=True)))
+    assert points != list(dict.fromkeys(by_optuna(problem, algorithm, 30, 1)))
 
 
 def test_what_learns_comes_nearer_than_chance(tmp_path: Path):
