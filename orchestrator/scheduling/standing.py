@@ -1,4 +1,4 @@
-"""What runs at the start of a pass, and the ledger that the pass writes into."""
+"""What runs, kept from pass to pass, and the ledger that a pass writes into."""
 
 from collections import Counter
 from collections.abc import Iterable
