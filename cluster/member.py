@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 CONCURRENCY_GROUPS = {"work": 1, "reports": 1, "control": 1}
 
 _TRACEBACK_LINES = 12
-_GATHER_S = 0.1
-"""How long further reports are waited for once there is one: each answer costs both sides a call."""
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -126,14 +124,12 @@ class Member:
     def take_reports(self, number: int, timeout_s: float) -> tuple[list[dict[str, Any]], bool]:
         """The reports of work `number` since the last call, and whether that was the last of them.
 
-        Answers soon after there is something to say, at once when that was the last, at the latest after `timeout_s`.
+        Answers as soon as there is something to say, at the latest after `timeout_s`.
         """
         with self._changed:
-            reported = self._changed.wait_for(
+            self._changed.wait_for(
                 lambda: self._finished >= number or (self._current == number and bool(self._reports)), timeout_s
             )
-            if reported:
-                self._changed.wait_for(lambda: self._finished >= number, min(_GATHER_S, timeout_s))
             taken: list[dict[str, Any]] = []
             if self._current == number:
                 taken, self._reports = self._reports, taken
