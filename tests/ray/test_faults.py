@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "search": {"trials": 2, "space": {"train.optimizer.lr": {"loguniform": [1e-3, 1e-2]}}},
     "compress": {
         # Long: workers whose driver was killed train on for a second or two, until Ray ends them.
-        "prune": {"recover": {"epochs": 60}},
+        "prune": {"recover": {"epochs": 150}},
         "quantize": {"schemes": ["fp16"]},
         "budget": {"max_metric_drop": 0.2},
     },
