@@ -20,8 +20,7 @@ from jobs.requests import Recipe
 from jobs.spec import JobSpec
 from jobs.spec.model import ForeignModel, HuggingFaceModel
 from jobs.spec.space import probes
-from jobs.spec.train import Layout
-from jobs.train.config import deepspeed_config
+from jobs.train.config import planned_config
 from jobs.train.memory import estimate, sample_bytes
 from orchestrator.compression import check_compression, check_pruning_memory, check_rounding
 from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
@@ -80,13 +79,7 @@ def plan_job(spec: JobSpec, storage: Storage, *, memory_bytes: int | None = None
         total_steps=total_steps,
         alternatives=choice.alternatives,
         memory=needed,
-        deepspeed=deepspeed_config(
-            share,
-            layout,
-            precision=spec.train.precision,
-            gradient_clip=spec.train.gradient_clip,
-            nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
-        ),
+        deepspeed=planned_config(spec, share, layout),
         demand=Demand(
             workers=layout.size,
             fewest_workers=fewer[-1].layout.size if fewer else layout.size,

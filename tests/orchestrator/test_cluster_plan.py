@@ -20,15 +20,8 @@ from jobs.spec.cluster import ClusterProfile, on_cluster
 from jobs.spec.load import with_values
 from jobs.spec.model import TransformerArgs, TransformerModel
 from orchestrator import cli
-from orchestrator.cluster_plan import (
-    Candidate,
-    ClusterPlan,
-    Room,
-    candidates,
-    choose,
-    load_and_plan,
-    plan_on_cluster,
-)
+from orchestrator.cluster_layouts import Candidate, Room, candidates, choose
+from orchestrator.cluster_plan import ClusterPlan, load_and_plan, plan_on_cluster
 from orchestrator.cluster_text import alternatives_table, cluster_lines
 from orchestrator.costs import Machine
 from orchestrator.formulas import FORMULAS
