@@ -26,11 +26,6 @@ TRANSFORMER = {"name": "transformer", "args": {"layers": 2, "width": 32, "heads"
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(tmp_path / "runs")
-
-
-@pytest.fixture
 def sequences(tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "sequences.npz"
     x = np.random.default_rng(0).random((200, 9, 3))
