@@ -25,8 +25,8 @@ from orchestrator.layouts import planned_layouts
 from orchestrator.pipeline import Found, Job, explore, perform, prepare
 from orchestrator.plan import plan_job
 from orchestrator.runs import ATTEMPT_VARIABLE, Run, Storage
+from orchestrator.searching.watching import Watcher
 from orchestrator.stages import Stages
-from orchestrator.watching import Watcher
 
 Listener = Callable[[dict[str, Any]], None]
 

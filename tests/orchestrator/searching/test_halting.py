@@ -9,7 +9,7 @@ import pytest
 
 from jobs.records import Trial
 from jobs.spec.search import Search
-from orchestrator.halting import bracket_of, halting, num_brackets
+from orchestrator.searching.halting import bracket_of, halting, num_brackets
 
 EPOCHS = 9
 

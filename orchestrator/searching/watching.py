@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.records import Trial
 from jobs.spec import JobSpec
-from orchestrator.search_result import SearchResult, result_of
+from orchestrator.searching.result import SearchResult, result_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Tune's view of a search: which trial is next, and what became of the ones before.
 
 One asker for independent trials, which come from the study; one for a population, whose members come from the study
-and whose generations come from `orchestrator.population`.
+and whose generations come from `orchestrator.searching.population`.
 """
 
 import json
@@ -15,18 +15,18 @@ from ray.tune.search import Searcher
 from jobs.records import Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase
-from orchestrator.population import Standing, generation_ends, next_generation
 from orchestrator.runs import read_lines
-from orchestrator.study import Study
-from orchestrator.study.book import append_line
-from orchestrator.trials import Leg, TrialTask
+from orchestrator.searching.population import Standing, generation_ends, next_generation
+from orchestrator.searching.study import Study
+from orchestrator.searching.study.book import append_line
+from orchestrator.searching.trials import Leg, TrialTask
 
 LOST = "worker lost: the process that ran the trial"
 POPULATION = "population.jsonl"
 
 
 class Asked(Protocol):
-    """What an asker needs of a search; `orchestrator.search.SearchTask` is one."""
+    """What an asker needs of a search; `orchestrator.searching.search.SearchTask` is one."""
 
     @property
     def base(self) -> JobSpec: ...
@@ -128,6 +128,7 @@ class Asker(Searcher):
         Path(checkpoint_path).write_text(json.dumps({"study": str(self.task.folder)}))
 
     def restore(self, checkpoint_path: str) -> None:
+        """Tune's base class wants it; only `Tuner.restore` would call it, and we never do: see `Study`."""
         raise NotImplementedError("a search goes on from its study's file")
 
 

@@ -14,9 +14,9 @@ from jobs.records import Segment, Trial
 from jobs.spec import JobSpec
 from jobs.spec.dimension import Dimension
 from jobs.spec.search import Pbt
-from orchestrator.asker import POPULATION, PopulationAsker
-from orchestrator.population import Standing, explored, generation_ends, next_generation
-from orchestrator.study import Study
+from orchestrator.searching.asker import POPULATION, PopulationAsker
+from orchestrator.searching.population import Standing, explored, generation_ends, next_generation
+from orchestrator.searching.study import Study
 
 LR = "train.optimizer.lr"
 SPACE = {LR: Dimension(loguniform=(1e-4, 1e-1)), "model.args.dropout": Dimension(uniform=(0.1, 0.5), step=0.1)}

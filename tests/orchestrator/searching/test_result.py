@@ -12,7 +12,7 @@ import orchestrator
 from jobs.errors import JobFailed, SpecError
 from jobs.records import Trial
 from jobs.spec import JobSpec
-from orchestrator.search_result import best_of, result_of, trials_table
+from orchestrator.searching.result import best_of, result_of, trials_table
 
 DOCUMENT: dict[str, Any] = {
     "name": "small",
@@ -82,7 +82,7 @@ def test_a_choice_between_kinds_is_one_column(values: list[Any], expected: list[
 
 
 def test_search_is_the_function_whatever_was_imported_before():
-    importlib.import_module("orchestrator.search")
+    importlib.import_module("orchestrator.searching.search")
     from orchestrator import search
 
     assert callable(search)
@@ -91,7 +91,8 @@ def test_search_is_the_function_whatever_was_imported_before():
 
 
 def test_pandas_and_ray_are_imported_by_those_who_ask_for_them_alone():
-    code = "import sys, orchestrator.search_result, orchestrator.watching; print({'pandas', 'ray'} & set(sys.modules))"
+    modules = "orchestrator.searching.result, orchestrator.searching.watching"
+    code = f"import sys, {modules}; print({{'pandas', 'ray'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "set()"
 

@@ -19,7 +19,7 @@ from jobs.spec.search import Phase
 from jobs.spec.space import Space
 from jobs.storage import fsync
 from orchestrator.runs import read_lines
-from orchestrator.study.space import from_params
+from orchestrator.searching.study.space import from_params
 
 JOURNAL, RECORDS = "study.log", "trials.jsonl"
 VIOLATION = "budget"

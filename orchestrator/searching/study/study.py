@@ -22,10 +22,17 @@ from jobs.records import Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Direction, Phase
 from jobs.spec.space import Grid
-from orchestrator.study import cmaes
-from orchestrator.study.book import VIOLATION, append_record, flush_journal, open_journal, read_records, record_of
-from orchestrator.study.samplers import Planned, optuna_sampler, seed_of, sobol_point
-from orchestrator.study.space import drawn, from_params, is_complete
+from orchestrator.searching.study import cmaes
+from orchestrator.searching.study.book import (
+    VIOLATION,
+    append_record,
+    flush_journal,
+    open_journal,
+    read_records,
+    record_of,
+)
+from orchestrator.searching.study.samplers import Planned, optuna_sampler, seed_of, sobol_point
+from orchestrator.searching.study.space import drawn, from_params, is_complete
 
 BROKEN_OFF = "the search broke off while the values were drawn"
 

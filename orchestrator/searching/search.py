@@ -1,8 +1,8 @@
 """The search: Ray Tune runs the trials, warm gangs do the work. With `asker.py`, `halting.py`, `interruption.py`,
 `scratch.py` and `seat.py`, all that imports ray.tune.
 
-Optuna is asked and told by ourselves (`orchestrator.study`): Ray's own adapter (2.60) books a trial that ASHA stopped
-as complete, leaves a NaN trial running, and knows no constraints.
+Optuna is asked and told by ourselves (`orchestrator.searching.study`): Ray's own adapter (2.60) books a trial that ASHA
+stopped as complete, leaves a NaN trial running, and knows no constraints.
 """
 
 import logging
@@ -27,14 +27,14 @@ from jobs.records import Segment, Trial
 from jobs.spec import JobSpec
 from jobs.spec.search import Phase, Search
 from jobs.storage import write_json
-from orchestrator.asker import Asker, PopulationAsker
-from orchestrator.halting import halting
-from orchestrator.interruption import Interruption
 from orchestrator.runs import Storage
-from orchestrator.scratch import Staging, remove_scratch
-from orchestrator.seat import TrialActor
-from orchestrator.study import Study
-from orchestrator.trials import count_causes
+from orchestrator.searching.asker import Asker, PopulationAsker
+from orchestrator.searching.halting import halting
+from orchestrator.searching.interruption import Interruption
+from orchestrator.searching.scratch import Staging, remove_scratch
+from orchestrator.searching.seat import TrialActor
+from orchestrator.searching.study import Study
+from orchestrator.searching.trials import count_causes
 
 logger = logging.getLogger(__name__)
 

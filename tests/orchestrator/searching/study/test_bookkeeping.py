@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from jobs.records import Trial
 from jobs.spec import JobSpec
-from orchestrator.study import Asked, Study, directions
-from tests.orchestrator.study.planted import CONDITIONAL, outcome, ran, reopened, spec, told
+from orchestrator.searching.study import Asked, Study, directions
+from tests.orchestrator.searching.study.planted import CONDITIONAL, outcome, ran, reopened, spec, told
 
 
 def asked_of(study: Study) -> Asked:

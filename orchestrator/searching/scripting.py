@@ -9,8 +9,8 @@ from orchestrator.driver import GOAL, Listener, begin
 from orchestrator.pipeline import Found
 from orchestrator.plan import plan_job
 from orchestrator.runs import Storage
-from orchestrator.search_result import SearchResult
-from orchestrator.watching import OnEpoch, OnTrial, Stop, Watcher
+from orchestrator.searching.result import SearchResult
+from orchestrator.searching.watching import OnEpoch, OnTrial, Stop, Watcher
 
 
 def search(

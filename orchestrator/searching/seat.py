@@ -26,8 +26,8 @@ from jobs.spec import JobSpec
 from jobs.spec.search import Phase
 from jobs.storage import read_json
 from orchestrator.runs import Storage
+from orchestrator.searching.trials import Leg, TrialTask, failed_trial, failure_cause, lost_to_memory, run_trial
 from orchestrator.stages import Stages
-from orchestrator.trials import Leg, TrialTask, failed_trial, failure_cause, lost_to_memory, run_trial
 
 logger = logging.getLogger(__name__)
 

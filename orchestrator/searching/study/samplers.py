@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 
 from jobs.spec.search import STARTUP_TRIALS, Phase, Search
 from jobs.spec.space import Space, is_active, is_conditional, ordered
-from orchestrator.study.space import distribution
+from orchestrator.searching.study.space import distribution
 
 
 class Planned(BaseSampler):

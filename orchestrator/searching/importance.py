@@ -54,7 +54,7 @@ def _shares(params: list[dict[str, Any]], values: list[float], space: Space) -> 
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from optuna.trial import create_trial
 
-    from orchestrator.study.space import distribution
+    from orchestrator.searching.study.space import distribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()

@@ -7,7 +7,7 @@ import pytest
 from jobs.records import Trial
 from jobs.spec import JobSpec
 from orchestrator import SearchResult, StopSearch, TrialEpoch
-from orchestrator.watching import Watcher
+from orchestrator.searching.watching import Watcher
 
 SPEC = JobSpec.parse(
     {"name": "small", "data": {"source": {"kind": "builtin", "name": "digits"}}, "model": {"name": "mlp"}}

@@ -10,7 +10,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from jobs.records import Trial
 from jobs.spec import JobSpec
-from orchestrator.study import Asked, Study
+from orchestrator.searching.study import Asked, Study
 
 NUMBERS = {
     "train.optimizer.lr": {"loguniform": [1e-4, 1e-1]},

@@ -9,8 +9,8 @@ import torch
 from cluster.member import Member, Seat
 from jobs.errors import JobFailed, OutOfMemory, SpecError, TrainingDiverged, WorkerLost, ran_out_of_memory
 from jobs.records import Trial
-from orchestrator.seat import oom_kills
-from orchestrator.trials import TrialTask, count_causes, failed_trial, failure_cause, lost_to_memory
+from orchestrator.searching.seat import oom_kills
+from orchestrator.searching.trials import TrialTask, count_causes, failed_trial, failure_cause, lost_to_memory
 
 
 def failed(cause: str) -> Trial:

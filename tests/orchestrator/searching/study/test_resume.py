@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 
 from jobs.errors import JobFailed
 from jobs.spec import JobSpec
-from orchestrator.study import Study
-from orchestrator.study.book import JOURNAL, RECORDS
-from tests.orchestrator.study.planted import CONDITIONAL, SPACES, outcome, ran, reopened, spec, told
+from orchestrator.searching.study import Study
+from orchestrator.searching.study.book import JOURNAL, RECORDS
+from tests.orchestrator.searching.study.planted import CONDITIONAL, SPACES, outcome, ran, reopened, spec, told
 
 SET_TRIAL_STATE_VALUES, SET_TRIAL_SYSTEM_ATTR = 6, 9
 """Optuna's numbers of entries of a journal."""

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.records import Trial
 from jobs.spec.search import Search
-from orchestrator.importance import MOST_TRIALS, importance
+from orchestrator.searching.importance import MOST_TRIALS, importance
 
 SPACE: dict[str, Any] = {
     "train.optimizer.lr": {"loguniform": [1e-4, 1e-1]},
