@@ -20,9 +20,9 @@ from jobs.spec.search import Phase
 from orchestrator import artifacts
 from orchestrator.assembly import build_report, training_curves, write_trials
 from orchestrator.family import family
-from orchestrator.layouts import planned_layouts
 from orchestrator.model_card import write_model_cards
-from orchestrator.plan import most_evaluations
+from orchestrator.planning.layouts import planned_layouts
+from orchestrator.planning.plan import most_evaluations
 from orchestrator.report import write_report
 from orchestrator.runs import Run, Storage
 from orchestrator.searching.result import best_of

@@ -32,7 +32,7 @@ from jobs.spec import JobSpec
 from jobs.spec.compress import Qat
 from jobs.spec.train import Layout
 from orchestrator.environment import timing_host
-from orchestrator.schemes import variant_search
+from orchestrator.planning.schemes import variant_search
 from orchestrator.stage_configs import low_rank_config, pack_config, prune_config, train_config
 from orchestrator.stage_runner import StageRunner
 

@@ -7,7 +7,7 @@ from jobs.spec import JobSpec
 from jobs.storage import write_json
 from orchestrator.driver import GOAL, Listener, begin
 from orchestrator.pipeline import Found
-from orchestrator.plan import plan_job
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage
 from orchestrator.searching.result import SearchResult
 from orchestrator.searching.watching import OnEpoch, OnTrial, Stop, Watcher

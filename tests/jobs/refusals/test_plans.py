@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
-from orchestrator.plan import plan_job
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage
 from tests.jobs.refusals.refused import Cases, check, space, spec_with
 

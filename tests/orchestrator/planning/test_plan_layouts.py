@@ -8,12 +8,12 @@ from small_plans import PRUNE, spec_of
 from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
 from jobs.records import JobPlan
-from orchestrator.layouts import (
+from orchestrator.planning.layouts import (
     PROCESS_BYTES,
     planned_layouts,
 )
-from orchestrator.plan import plan_job, searched_variants
-from orchestrator.plan_text import plan_lines
+from orchestrator.planning.plan import plan_job, searched_variants
+from orchestrator.planning.plan_text import plan_lines
 from orchestrator.runs import Storage
 
 # Widths that are prime: no tensor degree divides them.

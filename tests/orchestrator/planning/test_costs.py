@@ -7,8 +7,8 @@ from jobs.models.registry import summarize
 from jobs.records import BlockSummary, ModelSummary, Signature
 from jobs.spec.model import TransformerArgs, TransformerModel
 from jobs.train.memory import estimate, recomputed_activations, stage_traffic
-from orchestrator.costs import Machine, step_cost
-from orchestrator.network import Network, Spread, spread
+from orchestrator.planning.costs import Machine, step_cost
+from orchestrator.planning.network import Network, Spread, spread
 
 NETWORK = Network(workers_per_node=4, within=100.0, between=10.0)
 

@@ -2,8 +2,8 @@
 
 import json
 
-from orchestrator.cluster_plan import ClusterPlan, LayoutCost
-from orchestrator.layouts import bubble
+from orchestrator.planning.cluster_plan import ClusterPlan, LayoutCost
+from orchestrator.planning.layouts import bubble
 from orchestrator.units import format_bytes, format_count, format_ms
 
 COLUMNS = (

@@ -11,7 +11,7 @@ from jobs.spec import JobSpec
 from jobs.spec.compress import Prune
 from jobs.spec.model import ForeignModel, HuggingFaceModel, OwnModel
 from jobs.spec.problems import nearest
-from orchestrator.layouts import available_bytes
+from orchestrator.planning.layouts import available_bytes
 
 _FP32 = 4
 _COPIES = 2

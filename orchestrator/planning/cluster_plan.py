@@ -17,11 +17,18 @@ from jobs.spec.load import with_assignments
 from jobs.spec.read import read_document
 from jobs.spec.train import Layout
 from jobs.train.config import planned_config
-from orchestrator.cluster_layouts import Candidate, Room, best_of_each_layout, candidates, choose, why_not
-from orchestrator.costs import Machine
-from orchestrator.formulas import FORMULAS
-from orchestrator.layouts import MEMORY_SHARE, PROCESS_BYTES, Variant
-from orchestrator.plan import check_fit, check_searched, code_digest, count_steps, model_summary, searched_variants
+from orchestrator.planning.cluster_layouts import Candidate, Room, best_of_each_layout, candidates, choose, why_not
+from orchestrator.planning.costs import Machine
+from orchestrator.planning.formulas import FORMULAS
+from orchestrator.planning.layouts import MEMORY_SHARE, PROCESS_BYTES, Variant
+from orchestrator.planning.plan import (
+    check_fit,
+    check_searched,
+    code_digest,
+    count_steps,
+    model_summary,
+    searched_variants,
+)
 from orchestrator.runs import Storage
 
 SHOWN = 12

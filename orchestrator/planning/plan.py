@@ -22,10 +22,10 @@ from jobs.spec.model import ForeignModel, HuggingFaceModel
 from jobs.spec.space import probes
 from jobs.train.config import planned_config
 from jobs.train.memory import estimate, sample_bytes
-from orchestrator.compression import check_compression, check_pruning_memory, check_rounding
-from orchestrator.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
+from orchestrator.planning.compression import check_compression, check_pruning_memory, check_rounding
+from orchestrator.planning.layouts import PROCESS_BYTES, LayoutChoice, Variant, available_bytes, choose_layout
+from orchestrator.planning.schemes import intended_host, planned_schemes
 from orchestrator.runs import Storage, stage_hash
-from orchestrator.schemes import intended_host, planned_schemes
 from orchestrator.stage_configs import (
     SCHEMA_VERSIONS,
     low_rank_config,

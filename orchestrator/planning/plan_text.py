@@ -4,7 +4,7 @@ from typing import Any
 
 from jobs.layout import stages_of
 from jobs.records import JobPlan, LayoutAlternative
-from orchestrator.layouts import bubble
+from orchestrator.planning.layouts import bubble
 from orchestrator.units import format_bytes, format_count
 
 

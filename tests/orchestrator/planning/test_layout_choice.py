@@ -10,7 +10,7 @@ from small_plans import spec_of
 from jobs.errors import SpecError
 from jobs.layout import BatchShare, ParallelLayout, refusal
 from jobs.records import BlockSummary, DatasetInfo, ModelSummary
-from orchestrator.layouts import (
+from orchestrator.planning.layouts import (
     Variant,
     available_bytes,
     bubble,

@@ -12,8 +12,8 @@ from jobs.spec import JobSpec
 from jobs.spec.cluster import ClusterProfile
 from jobs.spec.train import Layout
 from jobs.train.memory import estimate, recomputed_activations, sample_bytes
-from orchestrator.costs import Machine, StepCost, step_cost
-from orchestrator.layouts import Variant, available_bytes, legal_layouts
+from orchestrator.planning.costs import Machine, StepCost, step_cost
+from orchestrator.planning.layouts import Variant, available_bytes, legal_layouts
 
 MAX_MICRO_BATCHES = 64
 """Micro-batches tried for a layout: the smallest divisors of a worker's share, and all of it."""

@@ -20,16 +20,16 @@ from jobs.spec.cluster import ClusterProfile, on_cluster
 from jobs.spec.load import with_values
 from jobs.spec.model import TransformerArgs, TransformerModel
 from orchestrator import cli
-from orchestrator.cluster_layouts import Candidate, Room, candidates, choose
-from orchestrator.cluster_plan import ClusterPlan, load_and_plan, plan_on_cluster
-from orchestrator.cluster_text import alternatives_table, cluster_lines
-from orchestrator.costs import Machine
-from orchestrator.formulas import FORMULAS
-from orchestrator.layouts import Variant
-from orchestrator.plan import plan_job
+from orchestrator.planning.cluster_layouts import Candidate, Room, candidates, choose
+from orchestrator.planning.cluster_plan import ClusterPlan, load_and_plan, plan_on_cluster
+from orchestrator.planning.cluster_text import alternatives_table, cluster_lines
+from orchestrator.planning.costs import Machine
+from orchestrator.planning.formulas import FORMULAS
+from orchestrator.planning.layouts import Variant
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLUSTERS = ROOT / "examples" / "clusters"
 GPUS: dict[str, Any] = {
     "name": "gpus",

@@ -13,15 +13,15 @@ from small_plans import DIGITS, PRUNE, SEARCH, actions, spec_of, stages_of, tabl
 
 from jobs.records import JobPlan
 from jobs.spec import JobSpec
-from orchestrator.layouts import (
+from orchestrator.planning.layouts import (
     PROCESS_BYTES,
 )
-from orchestrator.plan import plan_job, searched_variants
-from orchestrator.plan_text import plan_lines
+from orchestrator.planning.plan import plan_job, searched_variants
+from orchestrator.planning.plan_text import plan_lines
 from orchestrator.runs import Storage
 from orchestrator.stage_configs import SCHEMA_VERSIONS, prune_config, train_config
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 
 
 class TestFacts:

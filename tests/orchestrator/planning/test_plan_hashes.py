@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import PRUNE, SEARCH, spec_of, table_spec, write_table
 
-from orchestrator.plan import plan_job
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage
 
 SAME: list[dict[str, Any]] = [
@@ -152,7 +152,9 @@ class TestHashes:
     ) -> None:
         module = tmp_path / "code" / "mine.py"
         module.parent.mkdir()
-        monkeypatch.setattr("orchestrator.plan.inspect_factory", lambda *_, **__: plan_job(spec_of(), storage).model)
+        monkeypatch.setattr(
+            "orchestrator.planning.plan.inspect_factory", lambda *_, **__: plan_job(spec_of(), storage).model
+        )
         own = {"model": {"name": "mine:make"}, "code.working_dir": str(module.parent)}
         hashes = []
         for text in ("one = 1", "one = 2", "one = 1"):

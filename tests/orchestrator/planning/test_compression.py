@@ -9,9 +9,9 @@ import pytest
 from jobs.errors import SpecError
 from jobs.layout import ParallelLayout
 from jobs.spec import JobSpec
-from orchestrator.compression import check_rounding
-from orchestrator.layouts import PROCESS_BYTES
-from orchestrator.plan import plan_job
+from orchestrator.planning.compression import check_rounding
+from orchestrator.planning.layouts import PROCESS_BYTES
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage
 from orchestrator.stage_configs import low_rank_config
 

@@ -13,8 +13,8 @@ from jobs.records import ModelSummary
 from jobs.spec import JobSpec
 from jobs.spec.cluster import ClusterProfile
 from jobs.train.memory import stage_traffic, update_bytes, worker_params
-from orchestrator.layouts import bubble, stage_macs
-from orchestrator.network import Carried, Network
+from orchestrator.planning.layouts import bubble, stage_macs
+from orchestrator.planning.network import Carried, Network
 
 FLOPS_A_MAC = 2
 PASSES = 3
