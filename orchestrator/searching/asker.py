@@ -78,13 +78,13 @@ class Asker(Searcher):
         if result:
             self.on_trial_result(trial_id, result)  # Tune shows the last one here alone
         task = self.live.pop(trial_id)
+        curve, since = list(self.curves.pop(trial_id).values()), self.since.pop(trial_id)
         record = (result or {}).get("record")
         if record is None and self.task.should_stop():
             return  # the search ends early: the trial stays unfinished, and the next attempt runs it again
         if record is not None:
             trial = Trial.from_json(json.loads(record))
         else:
-            curve = list(self.curves[trial_id].values())
             last = curve[-1] if curve else {"step": 0}
             trial = Trial(
                 number=task.number,
@@ -94,7 +94,7 @@ class Asker(Searcher):
                 cause=LOST if error else f"stopped by the scheduler after {len(curve)} epochs",
                 values={},
                 curve=tuple(report["metric"] for report in curve),
-                seconds=time.monotonic() - self.since[trial_id],
+                seconds=time.monotonic() - since,
                 steps=last["step"],
                 epochs=len(curve),
             )
