@@ -11,15 +11,16 @@ from jobs.errors import ClusterUnreachable
 from orchestrator.controller import Controller
 from orchestrator.scheduling import Demand, Policy
 from orchestrator.service.controlling import POLICY
-from orchestrator.store import JobState, NewJob, Store
+from orchestrator.store import JobState, NewJob
 from orchestrator.store.errors import LeaseLost
 from tests.orchestrator.controller.plays import Killed, PlayedRay
+from tests.orchestrator.store.new_store import new_store
 
 
 class World:
     def __init__(self, folder):
         self.ray = PlayedRay(folder)
-        self.store = Store.open(f"sqlite:///{folder}/thresher.db")
+        self.store = new_store(folder / "thresher.db")
         self.folder = folder
         self.controller = self.another("first")
 
