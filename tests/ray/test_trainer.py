@@ -117,7 +117,7 @@ def test_a_worker_that_hangs_is_lost_and_can_be_ended_without_a_trace(shared):
         session.result(60.0)
     assert time.monotonic() - start < 3.0 + SOON_S
     session.stop(0.3)  # nobody stops by himself: the run of Ray Train is ended by force
-    assert time.monotonic() - start < 3.0 + 20.0
+    assert time.monotonic() - start < 120.0
     shared.stop()
     assert not storage.exists()
     deadline = time.monotonic() + 30
