@@ -58,7 +58,7 @@ class Search:
     Attributes:
         full_range: whether 8-bit weights cannot saturate where the file will run: see `jobs.hardware`.
         max_variants: how many are made at most.
-        seconds: after which no further one is begun, unless all so far drop by more than is allowed; then five times that.
+        seconds: after which no further one is begun; five times that while all so far drop by more than is allowed.
         allowed_drop: of the metric, by the job's budget.
         pick: what the job wants of its artifact.
     """

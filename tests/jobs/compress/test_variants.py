@@ -114,11 +114,10 @@ def test_the_search_measures_and_records_what_it_tried(tmp_path: Path, families:
 def test_a_search_without_time_left_goes_on_while_nothing_keeps_to_the_budget(
     tmp_path: Path, families: Families, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = families("mlp")
-    numbers = []
-    for allowed in (1.0, -1.0):  # all keep to the first, none to the second
-        clock = count(0.0, 10.0)
-        monkeypatch.setattr("jobs.compress.static_search.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    small, clock, numbers = families("mlp"), count(0.0, 10.0), []
+    monkeypatch.setattr("jobs.compress.static_search.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("jobs.compress.static_search._tried", lambda maker, variant, *_: Tried(variant, 0.1, 0.1, 1.0))
+    for allowed in (1.0, 0.01):  # all keep to the first, none to the second
         search = search_of(small, seconds=15.0, allowed_drop=allowed, max_variants=4)
         done = quantize_onnx(small.file, tmp_path / "q.onnx", "int8_static", small.x[:32], search=search)
         numbers.append(len(done["settings"]["tried"]))
