@@ -30,6 +30,8 @@ class ImageEncoding(Encoding):
     def _a_value_for_each_channel(self) -> "ImageEncoding":
         if not len(self.mean) == len(self.std) == self.shape[0]:
             raise ValueError("mean and std have not one value for each channel")
+        if not all(0.0 < value < float("inf") for value in (self.scale, *self.std)):
+            raise ValueError("scale and std are no positive numbers")
         return self
 
     @property

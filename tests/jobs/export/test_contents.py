@@ -55,7 +55,9 @@ def test_a_card_with_something_else_is_refused(tmp_path: Path, path: str, value:
         Verifying.of(card, tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"kind": "smell"}, {"mean": []}, {"std": [1.0, 1.0]}, {"shape": [1, 2]}])
+@pytest.mark.parametrize(
+    "changes", [{"kind": "smell"}, {"mean": []}, {"std": [1.0, 1.0]}, {"std": [0.0]}, {"shape": [1, 2]}]
+)
 def test_a_damaged_encoding_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError):
         _ = Serving.of({**CARD, "encoding": CARD["encoding"] | changes}, tmp_path).encoding
