@@ -70,13 +70,13 @@ def plan(
     With --cluster: the layout with the shortest step on that cluster, its time, memory and traffic.
     """
     from jobs.spec import JobSpec
-    from orchestrator.plan import plan_job
-    from orchestrator.plan_text import plan_lines
+    from orchestrator.planning.plan import plan_job
+    from orchestrator.planning.plan_text import plan_lines
     from orchestrator.runs import Storage
 
     if cluster is not None:
-        from orchestrator.cluster_plan import load_and_plan
-        from orchestrator.cluster_text import alternatives_table, cluster_lines
+        from orchestrator.planning.cluster_plan import load_and_plan
+        from orchestrator.planning.cluster_text import alternatives_table, cluster_lines
 
         elsewhere = load_and_plan(spec, _with_target(overrides, target) or [], cluster, Storage.at(runs))
         lines = [alternatives_table(elsewhere)] if table else cluster_lines(elsewhere)

@@ -291,5 +291,5 @@ def test_an_interruption_by_the_keyboard(thresher: Thresher, spec: Path, monkeyp
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.plan.plan_job", interrupt)
+    monkeypatch.setattr("orchestrator.planning.plan.plan_job", interrupt)
     assert thresher("plan", spec).code == 130
