@@ -179,9 +179,6 @@ class Engine:
         self._trainable = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self._deepspeed = self._initialize(build_optimizer(optimizer, self._trainable), config)
         self._alone = self._plain and mesh.layout.data == 1 and mesh.layout.pipeline == 1
-        if self._alone:
-            # DeepSpeed would copy all gradients into one tensor, sum it over a group of one, and copy it back.
-            self._deepspeed.enable_backward_allreduce = False
         if mesh.layout.zero_stage == 3 and precision == "fp32" and mesh.layout.offload == "none":
             _share_weights(self._deepspeed.optimizer)
         self._norms = [layer for layer in self.module.modules() if isinstance(layer, GROUPED)]
@@ -225,17 +222,29 @@ class Engine:
             x, y, ids = batch.part(index)
             self._begin_part(batch, ids)
             x = self.inputs(x)
-            self._deepspeed.backward(criterion(self._deepspeed(x), y.to(self.device), x))
-            if self._alone and index == self.share.accumulation - 1:
-                self._fill_gradients()
-            self._deepspeed.step()
+            if self._alone:
+                (criterion(self.module(x), y.to(self.device), x) / self.share.accumulation).backward()
+            else:
+                self._deepspeed.backward(criterion(self._deepspeed(x), y.to(self.device), x))
+                self._deepspeed.step()
+        if self._alone:
+            self._step_alone()
         self._end_batch()
 
-    def _fill_gradients(self) -> None:
-        """Parameters that took no part in the loss get a gradient of zero, as where gradients are summed over ranks."""
+    def _step_alone(self) -> None:
+        """What DeepSpeed does in a step where there is nobody to share with and nothing to scale.
+
+        Its own way there looks at every module and parameter several times, and sums the gradients over a group of
+        one: for a small model that is a fifth of a step.
+        """
         for parameter in self._trainable:
-            if parameter.grad is None:
+            if parameter.grad is None:  # it took no part in the loss: zero, as where gradients are summed over ranks
                 parameter.grad = torch.zeros_like(parameter)
+        if self._deepspeed.gradient_clipping() > 0:
+            self._deepspeed.clip_fp32_gradients()
+        self._deepspeed.optimizer.step()
+        for parameter in self._trainable:
+            parameter.grad = None
 
     def set_rate(self, rate: float) -> None:
         for group in self._deepspeed.optimizer.param_groups:
@@ -271,8 +280,9 @@ class Engine:
 
         All ranks give equally many batches, all of one shape, within `evaluating`.
         """
+        forward = self.module if self._alone else self._deepspeed
         for x in batches:
-            yield self._deepspeed(self.inputs(x)).float()
+            yield forward(self.inputs(x)).float()
 
     def close(self) -> None:
         """Frees what DeepSpeed holds; the process group stays for the next training."""
