@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ECHO_S = 2.0
+"""How long a failure is given to reach the members that wait for whoever failed."""
 _SETTLE_S = 10.0
 """How long members that are still busy with a work that has failed elsewhere are waited for: then they are replaced."""
 _LOOK_FOR_ROOM_S = 1.0
@@ -147,7 +149,13 @@ class Gang(WarmGroup):
         if self._session is not None:
             # One that is stuck goes first: only then do those end that wait for it.
             self._dismiss_peers(self._session.lost)
-            self._session.settle(_SETTLE_S)
+            self._session.settle(_ECHO_S)
+            if self._session.busy:
+                # They wait for one that has failed and lives on: its connections close when it leaves the group.
+                busy = {peer.handle for peer in self._session.busy}
+                failed = [entry for entry in self._roster.seatable if entry.handle not in busy]
+                self._roster.set_apart(failed, self._warm_up, _SETTLE_S)
+                self._session.settle(_SETTLE_S)
             self._dismiss_peers(self._session.busy)
         self._roster.dismiss_dead()
 

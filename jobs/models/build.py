@@ -15,12 +15,12 @@ from torch import nn
 
 from jobs.errors import ArtifactError, SpecError
 from jobs.models import modules
+from jobs.models.blocks import Block, Residual, every_layer
 from jobs.models.huggingface import HuggingFaceModule, build_hugging_face
 from jobs.models.invariant import GroupedBatchNorm1d, GroupedBatchNorm2d, SampleDropout
 from jobs.models.layers import (
     Activation,
     BatchNorm,
-    Block,
     Conv,
     Dropout,
     Flatten,
@@ -29,8 +29,6 @@ from jobs.models.layers import (
     Layer,
     Linear,
     MaxPool,
-    Residual,
-    every_layer,
 )
 from jobs.models.registry import blocks_of
 from jobs.models.sequences import (

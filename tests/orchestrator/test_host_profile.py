@@ -10,10 +10,10 @@ from jobs.errors import SpecError
 from jobs.measure.throughput import FORMATS, throughput
 from jobs.spec import JobSpec
 from orchestrator.host_profile import profile, profile_lines, target_override
-from orchestrator.plan import plan_job
-from orchestrator.plan_text import plan_lines
+from orchestrator.planning.plan import plan_job
+from orchestrator.planning.plan_text import plan_lines
+from orchestrator.planning.schemes import intended_host, variant_search
 from orchestrator.runs import Storage
-from orchestrator.schemes import intended_host, variant_search
 
 SPEC: dict[str, Any] = {
     "name": "x",

@@ -57,7 +57,7 @@ MOMENTS: dict[str, Callable[[Event], bool]] = {
 }
 
 
-# All stages are performed, and left unfinished, in one way (tests/orchestrator/test_runs.py); what differs is here.
+# All stages are performed, and left unfinished, in one way (tests/orchestrator/test_storage.py); what differs is here.
 FEW = ["prepare", "search", "recovery", "measure"]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
-from orchestrator.plan import plan_job
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage, read_lines
 from tests.orchestrator.service.conftest import DIGITS, World
 
