@@ -173,6 +173,7 @@ def verify(
     """Measure an artifact again: SHA-256, outputs, metric. Exit code 1 if anything differs from its card."""
     from orchestrator import artifacts
 
+    _check_artifact(artifact)
     result = artifacts.verify(artifact, datasets)
     show(
         result,
@@ -198,6 +199,7 @@ def predict(
     from orchestrator import predicted, prediction
     from orchestrator.progress import prediction_progress
 
+    _check_artifact(artifact)
     if out is not None:
         predicted.check_out(out)
     spread = prediction.Spread(workers, tensor, pipeline, address)
@@ -225,7 +227,15 @@ def unpack(
 
     pack = file / PACK_NAME if file.is_dir() else file
     folder = out or pack.with_suffix("")
-    records = file_records(folder, restore(pack, folder))
+    if not pack.is_file():
+        what = f"{file} holds no {PACK_NAME}" if file.is_dir() else f"no such file: {file}"
+        raise SpecError.at("FILE", what, allowed="a pack, or the folder of a packed artifact")
+    if folder.exists() and not folder.is_dir():
+        raise SpecError.at("--out", f"{folder} is a file", allowed="a folder, which need not be there yet")
+    try:
+        records = file_records(folder, restore(pack, folder))
+    except OSError as error:
+        raise SpecError.at("--out", f"{folder} can't be written to: {error.strerror}") from error
     document = {"path": str(folder), "files": [record.to_json() for record in records]}
     lines = [f"{record.sha256}  {record.path}  {record.bytes}" for record in records]
     show(document, [*lines, str(folder)], as_json)
@@ -259,6 +269,15 @@ def hardware(
     show(found, profile_lines(found), as_json)
 
 
+def _check_artifact(folder: Path) -> None:
+    """Raises SpecError for an argument that is no artifact's folder, before anything heavy is imported."""
+    if not folder.is_dir():
+        raise SpecError.at("ARTIFACT", f"no such folder: {folder}")
+    if not (folder / "artifact.json").is_file():
+        what = f"{folder} holds no artifact: artifact.json is missing"
+        raise SpecError.at("ARTIFACT", what, allowed="a folder of RUN/artifacts; a packed one as it is, not unpacked")
+
+
 def _with_target(overrides: list[str] | None, target: Path | None) -> list[str] | None:
     from orchestrator.host_profile import target_override
 
@@ -266,7 +285,9 @@ def _with_target(overrides: list[str] | None, target: Path | None) -> list[str] 
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="It is JSON in any case.")] = False,
+) -> None:
     """Print the spec's JSON Schema, for editors."""
     from jobs.spec import JobSpec
 

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 60.0
 """How often a trial that shows nothing is looked at."""
 GATHER_S = 0.5
-"""How long epochs are gathered before they are shown to Tune, where nobody decides upon a single one."""
+"""How long epochs are gathered before they are shown to Tune, where nobody decides upon a single one. Half as long
+they are gathered at the worker before: what is shown is late by the sum of both at most."""
 STOP_TIMEOUT_S = 60.0
 """Beside the grace that the workers have for a last checkpoint."""
 
@@ -99,6 +100,7 @@ class TrialActor(tune.Trainable):
             warm_up=WorkRef("jobs.train.mesh:warm_up"),
             placement_group=ray.util.get_current_placement_group(),
             stall_timeout_s=self.base.retry.stall_timeout_s,
+            gather_s=self.gather_s / 2,
         )
 
     def _note_stage(self, report: dict[str, Any]) -> None:

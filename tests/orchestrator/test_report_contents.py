@@ -46,8 +46,8 @@ def test_headline_of_a_dense_model_that_is_kept() -> None:
 
 
 def test_headline_says_outside_where_nothing_fits() -> None:
-    page = Page(render_html(a_report(budget_section=Budget(max_bytes=10))))
-    assert "outside the budget" in page.text
+    page = Page(render_html(a_report(budget_section=Budget(max_bytes=10, max_latency_ms=2.0))))
+    assert "outside the budget of 0.5 points, 10 B and 2.00 ms." in page.text
     assert "nothing fits the budget" in page.text
 
 
