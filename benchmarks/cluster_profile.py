@@ -30,7 +30,7 @@ from jobs.layout import ParallelLayout
 from jobs.requests import Recipe, TrainRequest
 from jobs.spec import JobSpec
 from jobs.spec.cluster import ClusterProfile
-from orchestrator.cluster_plan import plan_on_cluster
+from orchestrator.planning.cluster_plan import plan_on_cluster
 from orchestrator.runs import Storage
 
 TIMEOUT_S = 300

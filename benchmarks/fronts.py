@@ -31,8 +31,8 @@ from rich.table import Table
 
 from jobs.records import Trial
 from jobs.spec import JobSpec
-from orchestrator.study import Study
-from orchestrator.study.samplers import seed_of
+from orchestrator.searching.study import Study
+from orchestrator.searching.study.samplers import seed_of
 
 Point = tuple[float, float]
 

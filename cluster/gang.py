@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ECHO_S = 2.0
+"""How long a failure is given to reach the members that wait for whoever failed."""
 _SETTLE_S = 10.0
 """How long members that are still busy with a work that has failed elsewhere are waited for: then they are replaced."""
 _LOOK_FOR_ROOM_S = 1.0
@@ -57,6 +59,7 @@ class Gang(WarmGroup):
         startup_timeout_s: float = 120.0,
         silence_timeout_s: float = 30.0,
         stall_timeout_s: float = 600.0,
+        gather_s: float = 0.0,
     ) -> None:
         """Starts the workers and returns when all of them are warm.
 
@@ -72,6 +75,7 @@ class Gang(WarmGroup):
                 than any native call of the work that keeps Python's interpreter lock.
             stall_timeout_s: a worker whose work gave no sign of progress (`Context.beat`) for so long counts as
                 lost; a work that never gives one is not judged.
+            gather_s: how long a report may wait for others to go with it: each answer costs both sides a call.
 
         Raises:
             SpecError: the cluster can never hold the gang.
@@ -79,7 +83,7 @@ class Gang(WarmGroup):
             WorkerLost: a worker died while it started, or did not start in time.
             ThresherError: `warm_up`'s own error.
         """
-        super().__init__(silence_timeout_s, stall_timeout_s)
+        super().__init__(silence_timeout_s, stall_timeout_s, gather_s)
         self._sizes = (workers,) if isinstance(workers, int) else tuple(workers)
         self._warm_up = warm_up
         self._startup_timeout_s = startup_timeout_s
@@ -147,7 +151,13 @@ class Gang(WarmGroup):
         if self._session is not None:
             # One that is stuck goes first: only then do those end that wait for it.
             self._dismiss_peers(self._session.lost)
-            self._session.settle(_SETTLE_S)
+            self._session.settle(_ECHO_S)
+            if self._session.busy:
+                # They wait for one that has failed and lives on: its connections close when it leaves the group.
+                busy = {peer.handle for peer in self._session.busy}
+                failed = [entry for entry in self._roster.seatable if entry.handle not in busy]
+                self._roster.set_apart(failed, self._warm_up, _SETTLE_S)
+                self._session.settle(_SETTLE_S)
             self._dismiss_peers(self._session.busy)
         self._roster.dismiss_dead()
 

@@ -38,6 +38,9 @@ _MORE_ROOM_S = 1.0
 _BARRED_S = 2.0
 """How long no other member is started where one has failed to: its node may be lost, and Ray not know it yet."""
 
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+"""The seat of a member that is warmed up on its own."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -118,8 +121,13 @@ class Roster:
         """Starts a member in every vacant slot and warms it up on its own, without waiting: see `settle`."""
         for slot in self.vacant():
             entry = self._start(slot)
-            alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-            entry.preparing = entry.handle.prepare.remote(alone, warm_up)
+            entry.preparing = entry.handle.prepare.remote(_ALONE, warm_up)
+
+    def set_apart(self, entries: Sequence[Entry], warm_up: "Work | None", timeout_s: float) -> None:
+        """Warms members that have nothing to do up on their own, so that they leave the group that they were in."""
+        answers = [entry.handle.prepare.remote(_ALONE, warm_up) for entry in entries]
+        if answers:
+            ray.wait(answers, num_returns=len(answers), timeout=timeout_s)
 
     @property
     def preparing(self) -> list[Entry]:

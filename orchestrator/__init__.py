@@ -6,26 +6,25 @@ report = run(JobSpec.load("examples/digits.yaml"))
 print(report.selected)
 """
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from jobs.spec import JobSpec
 
 if TYPE_CHECKING:
     from orchestrator.driver import resume, run
-    from orchestrator.scripting import search
-    from orchestrator.search_result import SearchResult
-    from orchestrator.watching import StopSearch, TrialEpoch
+    from orchestrator.searching.result import SearchResult
+    from orchestrator.searching.scripting import search
+    from orchestrator.searching.watching import StopSearch, TrialEpoch
 
 __all__ = ["JobSpec", "SearchResult", "StopSearch", "TrialEpoch", "resume", "run", "search"]
 
 _WHERE = {
-    "SearchResult": "search_result",
-    "StopSearch": "watching",
-    "TrialEpoch": "watching",
+    "SearchResult": "searching.result",
+    "StopSearch": "searching.watching",
+    "TrialEpoch": "searching.watching",
     "resume": "driver",
     "run": "driver",
+    "search": "searching.scripting",
 }
 
 
@@ -36,23 +35,3 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(f"orchestrator.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-class _Package(ModuleType):
-    """This package, where `search` is the function even after the module `orchestrator.search` was imported.
-
-    An import binds a module to its name in the package; there that name is taken.
-    """
-
-    @property
-    def search(self) -> Any:
-        from orchestrator import scripting
-
-        return scripting.search
-
-    @search.setter
-    def search(self, module: ModuleType) -> None:
-        pass
-
-
-sys.modules[__name__].__class__ = _Package

@@ -8,9 +8,9 @@ from jobs.spec import JobSpec
 from jobs.storage import atomic_path, read_json
 from orchestrator.environment import environment
 from orchestrator.goodput import goodput
-from orchestrator.importance import importance
 from orchestrator.runs import Run
-from orchestrator.search_result import trials_table
+from orchestrator.searching.importance import importance
+from orchestrator.searching.result import trials_table
 from orchestrator.selection import Selection, best_trials, trial_front
 from orchestrator.stages import Model, Stages
 from orchestrator.views.study import named_parts
@@ -98,7 +98,7 @@ def training_curves(models: list[Model], stages: Stages) -> dict[str, list[dict[
 
 
 def _search_summary(spec: JobSpec, trials: list[Trial]) -> dict[str, Any] | None:
-    from orchestrator.study.study import directions
+    from orchestrator.searching.study.study import directions
 
     search = spec.search
     if search is None:

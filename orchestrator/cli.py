@@ -70,13 +70,13 @@ def plan(
     With --cluster: the layout with the shortest step on that cluster, its time, memory and traffic.
     """
     from jobs.spec import JobSpec
-    from orchestrator.plan import plan_job
-    from orchestrator.plan_text import plan_lines
+    from orchestrator.planning.plan import plan_job
+    from orchestrator.planning.plan_text import plan_lines
     from orchestrator.runs import Storage
 
     if cluster is not None:
-        from orchestrator.cluster_plan import load_and_plan
-        from orchestrator.cluster_text import alternatives_table, cluster_lines
+        from orchestrator.planning.cluster_plan import load_and_plan
+        from orchestrator.planning.cluster_text import alternatives_table, cluster_lines
 
         elsewhere = load_and_plan(spec, _with_target(overrides, target) or [], cluster, Storage.at(runs))
         lines = [alternatives_table(elsewhere)] if table else cluster_lines(elsewhere)
@@ -173,6 +173,7 @@ def verify(
     """Measure an artifact again: SHA-256, outputs, metric. Exit code 1 if anything differs from its card."""
     from orchestrator import artifacts
 
+    _check_artifact(artifact)
     result = artifacts.verify(artifact, datasets)
     show(
         result,
@@ -198,6 +199,7 @@ def predict(
     from orchestrator import predicted, prediction
     from orchestrator.progress import prediction_progress
 
+    _check_artifact(artifact)
     if out is not None:
         predicted.check_out(out)
     spread = prediction.Spread(workers, tensor, pipeline, address)
@@ -225,7 +227,15 @@ def unpack(
 
     pack = file / PACK_NAME if file.is_dir() else file
     folder = out or pack.with_suffix("")
-    records = file_records(folder, restore(pack, folder))
+    if not pack.is_file():
+        what = f"{file} holds no {PACK_NAME}" if file.is_dir() else f"no such file: {file}"
+        raise SpecError.at("FILE", what, allowed="a pack, or the folder of a packed artifact")
+    if folder.exists() and not folder.is_dir():
+        raise SpecError.at("--out", f"{folder} is a file", allowed="a folder, which need not be there yet")
+    try:
+        records = file_records(folder, restore(pack, folder))
+    except OSError as error:
+        raise SpecError.at("--out", f"{folder} can't be written to: {error.strerror}") from error
     document = {"path": str(folder), "files": [record.to_json() for record in records]}
     lines = [f"{record.sha256}  {record.path}  {record.bytes}" for record in records]
     show(document, [*lines, str(folder)], as_json)
@@ -257,6 +267,15 @@ def hardware(
 
     found = profile(threads)
     show(found, profile_lines(found), as_json)
+
+
+def _check_artifact(folder: Path) -> None:
+    """Raises SpecError for an argument that is no artifact's folder, before anything heavy is imported."""
+    if not folder.is_dir():
+        raise SpecError.at("ARTIFACT", f"no such folder: {folder}")
+    if not (folder / "artifact.json").is_file():
+        what = f"{folder} holds no artifact: artifact.json is missing"
+        raise SpecError.at("ARTIFACT", what, allowed="a folder of RUN/artifacts; a packed one as it is, not unpacked")
 
 
 def _with_target(overrides: list[str] | None, target: Path | None) -> list[str] | None:

@@ -21,12 +21,12 @@ from jobs.errors import ClusterUnreachable, Interrupted, SpecError, ThresherErro
 from jobs.records import JobPlan, RunReport
 from jobs.spec import JobSpec
 from jobs.storage import read_json, write_json
-from orchestrator.layouts import planned_layouts
 from orchestrator.pipeline import Found, Job, explore, perform, prepare
-from orchestrator.plan import plan_job
+from orchestrator.planning.layouts import planned_layouts
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import ATTEMPT_VARIABLE, Run, Storage
+from orchestrator.searching.watching import Watcher
 from orchestrator.stages import Stages
-from orchestrator.watching import Watcher
 
 Listener = Callable[[dict[str, Any]], None]
 

@@ -6,7 +6,7 @@ from typing import Any
 from jobs.errors import FactorizationFailed, QuantizationFailed
 from jobs.records import StageManifest
 from jobs.spec import JobSpec
-from orchestrator.schemes import planned_schemes
+from orchestrator.planning.schemes import planned_schemes
 from orchestrator.stage_configs import low_rank_config, pack_config, prune_config, train_config
 from orchestrator.stages import Model, Stages
 

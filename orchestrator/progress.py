@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from orchestrator.search_progress import SearchTally
+from orchestrator.searching.progress import SearchTally
 from orchestrator.units import format_seconds
 
 LASTING = (

@@ -11,10 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.workers import WorkerGroup, run_work
-from jobs.context import WorkRef
-from jobs.errors import Interrupted, WorkerLost
-from jobs.layout import ParallelLayout
 from jobs.models.pretrained import located
 from jobs.records import Segment, StageManifest
 from jobs.requests import (
@@ -34,18 +30,14 @@ from jobs.requests import (
 )
 from jobs.spec import JobSpec
 from jobs.spec.compress import Qat
-from jobs.spec.train import Layout, Retry
+from jobs.spec.train import Layout
 from orchestrator.environment import timing_host
-from orchestrator.runs import Storage
-from orchestrator.schemes import variant_search
-from orchestrator.stage_configs import SCHEMA_VERSIONS, low_rank_config, pack_config, prune_config, train_config
+from orchestrator.planning.schemes import variant_search
+from orchestrator.stage_configs import low_rank_config, pack_config, prune_config, train_config
+from orchestrator.stage_runner import StageRunner
 
-RESIZABLE = ("train", "segment", "prune", "low_rank", "qat", "share")
-"""Stages that go on from their checkpoints when the number of workers changes."""
 TIMING_S = {"trial": 0.2, "final": 1.0}
 """Seconds of latency measurement for each file."""
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -71,116 +63,11 @@ def _exchange(folder: Path) -> Path:
     return folder / "checkpoints" / f"shares-{secrets.token_hex(4)}"
 
 
-class Stages:
-    """The stages of one job on one group of workers.
-
-    Args:
-        code: digest of the user's modules, or "" where the spec uses none.
-        dataset: folder of the prepared data set; its name is the fingerprint.
-        group: gives the workers; called when the first stage really has to run.
-        layouts: as planned; of an elastic job for each number of workers, most first.
-        retry: how many losses of workers a stage outlives, and how long a training has for its last checkpoint.
-        on_report: gets what the work reports while it runs.
-        on_stage: gets (name, manifest, reused) of each stage that is complete.
-        should_stop: asked while work runs; True ends it early.
-    """
-
-    def __init__(
-        self,
-        *,
-        storage: Storage,
-        code: str,
-        dataset: Path,
-        group: Callable[[], WorkerGroup],
-        layouts: Sequence[ParallelLayout],
-        micro_batch: int | None,
-        retry: Retry,
-        on_report: Report,
-        on_stage: Callable[[str, StageManifest, bool], None],
-        should_stop: Callable[[], bool],
-        timing: str = "final",
-    ) -> None:
-        self.storage = storage
-        self.code = code
-        self.dataset = dataset
-        self.group = group
-        self.layouts = layouts
-        self.micro_batch = micro_batch
-        self.retry = retry
-        self.on_report = on_report
-        self.on_stage = on_stage
-        self.should_stop = should_stop
-        self.timing = timing
-
-    def _perform(
-        self,
-        stage: str,
-        name: str,
-        *,
-        inputs: dict[str, str],
-        config: dict[str, Any],
-        work: str,
-        request: Callable[[Path], Any],
-        code: str = "",
-    ) -> StageManifest:
-        def restarted(loss: WorkerLost, count: int) -> None:
-            self.on_report({"event": "restart", "stage": name, "cause": str(loss), "count": count})
-
-        def resized(workers: int, seconds: float) -> None:
-            self.on_report({"event": "resize", "stage": name, "workers": workers, "seconds": seconds})
-
-        def do(folder: Path) -> dict[str, Any] | None:
-            self.on_report({"event": "stage_started", "stage": name, "stage_hash": folder.stem})
-            result = run_work(
-                self.group(),
-                WorkRef(work),
-                request(folder),
-                on_report=self._heed_grace(name),
-                on_restart=restarted,
-                resizable=stage in RESIZABLE,
-                on_resize=resized,
-                should_stop=self.should_stop,
-                max_failures=self.retry.max_failures,
-                stop_grace_s=self.retry.grace_s,
-            )
-            return None if result.get("stopped") else result
-
-        manifest, reused = self.storage.perform(
-            stage,
-            inputs=inputs,
-            config=config,
-            code=code,
-            schema_version=SCHEMA_VERSIONS[stage],
-            do=do,
-        )
-        if manifest is None:
-            raise Interrupted(f"{name} was stopped; what it did so far is kept")
-        self.on_stage(name, manifest, reused)
-        return manifest
-
-    def _heed_grace(self, name: str) -> Report:
-        """Passes reports on, and warns once of checkpoints that take longer than the grace time."""
-        warned = False
-
-        def on_report(report: dict[str, Any]) -> None:
-            nonlocal warned
-            self.on_report(report)
-            if report["event"] == "checkpoint" and report["seconds"] > self.retry.grace_s and not warned:
-                warned = True
-                message = (
-                    f"{name}: a checkpoint takes {report['seconds']:.3g} s, and retry.grace_s gives it "
-                    f"{self.retry.grace_s:.3g} s: when the job is told to end, what was trained after the last regular "
-                    "one is lost"
-                )
-                self.on_report({"event": "warning", "stage": name, "message": message})
-
-        return on_report
-
-    def folder(self, manifest: StageManifest) -> Path:
-        return self.storage.stage(manifest.hash)
+class Stages(StageRunner):
+    """The stages of one job."""
 
     def train(self, spec: JobSpec, name: str = "train") -> StageManifest:
-        return self._perform(
+        return self.perform(
             "train",
             name,
             inputs={"dataset": self.dataset.name},
@@ -207,7 +94,7 @@ class Stages:
         """
         parts = [{"params": part.params, "until_step": part.until_step} for part in before]
         parent = before[-1].stage if before else None
-        return self._perform(
+        return self.perform(
             "segment",
             name,
             inputs={"dataset": self.dataset.name} | ({"parent": parent} if parent else {}),
@@ -266,7 +153,7 @@ class Stages:
         request: Callable[..., PruneRequest | LowRankRequest | ShareRequest],
     ) -> StageManifest:
         """A stage that changes a trained model and trains it once more."""
-        return self._perform(
+        return self.perform(
             stage,
             name,
             inputs={"dataset": self.dataset.name, "parent": parent.hash},
@@ -282,7 +169,7 @@ class Stages:
         )
 
     def pack(self, shared: StageManifest, exported: StageManifest, name: str = "pack") -> StageManifest:
-        return self._perform(
+        return self.perform(
             "pack",
             name,
             inputs={"model": shared.hash, "onnx": exported.hash},
@@ -295,7 +182,7 @@ class Stages:
 
     def export(self, spec: JobSpec, stored: StageManifest, name: str) -> StageManifest:
         normalize = spec.data.normalize
-        return self._perform(
+        return self.perform(
             "export",
             name,
             inputs={"model": stored.hash},
@@ -319,7 +206,7 @@ class Stages:
             # The variant that is chosen depends on what was asked for, and on the host that it was measured on.
             config["search"] = asdict(search) | {"limits": search.limits.model_dump(mode="json")}
             config["host"] = timing_host()
-        return self._perform(
+        return self.perform(
             "quantize",
             name,
             inputs={"dataset": self.dataset.name, "onnx": exported.hash},
@@ -339,7 +226,7 @@ class Stages:
         """The scheme int8_qat: a training of its own, on all workers."""
         assert spec.compress.quantize is not None
         section = spec.compress.quantize.qat or Qat()
-        return self._perform(
+        return self.perform(
             "qat",
             name,
             inputs={"dataset": self.dataset.name, "model": stored.hash, "onnx": exported.hash},
@@ -357,7 +244,7 @@ class Stages:
         )
 
     def measure(self, spec: JobSpec, models: list[Model], dense: str, name: str = "measure") -> StageManifest:
-        return self._perform(
+        return self.perform(
             "measure",
             name,
             inputs={"dataset": self.dataset.name, **{model.name: model.manifest.hash for model in models}},
@@ -388,7 +275,7 @@ class Stages:
         )
 
     def test(self, spec: JobSpec, models: list[Model], name: str = "test") -> StageManifest:
-        return self._perform(
+        return self.perform(
             "test",
             name,
             inputs={"dataset": self.dataset.name, **{model.name: model.manifest.hash for model in models}},

@@ -1,7 +1,8 @@
 """LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998), widened at will and for any image size."""
 
+from jobs.models.blocks import Block, chain
 from jobs.models.inputs import require
-from jobs.models.layers import Activation, BatchNorm, Block, Conv, Flatten, Layer, MaxPool, Shape, chain
+from jobs.models.layers import Activation, BatchNorm, Conv, Flatten, Layer, MaxPool, Shape
 from jobs.models.mlp import Parts, perceptron
 from jobs.records import Signature
 from jobs.spec.model import LenetArgs

@@ -1,8 +1,9 @@
 """Long short-term memory (Hochreiter & Schmidhuber 1997) over tokens or float sequences of any length."""
 
 from jobs.errors import SpecError
+from jobs.models.blocks import Block, chain
 from jobs.models.inputs import require
-from jobs.models.layers import Block, Dropout, Layer, Linear, chain
+from jobs.models.layers import Dropout, Layer, Linear
 from jobs.models.mlp import Parts
 from jobs.models.sequences import Embedding, LastStep, Lstm, MeanSteps, SequenceInput, TokenInput, padded
 from jobs.records import Signature

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+from jobs.models.blocks import Block, chain
 from jobs.models.inputs import require
-from jobs.models.layers import Activation, ActivationName, BatchNorm, Block, Dropout, Flatten, Layer, Linear, chain
+from jobs.models.layers import Activation, ActivationName, BatchNorm, Dropout, Flatten, Layer, Linear
 from jobs.records import Signature
 from jobs.spec.model import MlpArgs
 

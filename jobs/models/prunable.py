@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from jobs.models.layers import Block, Conv, Layer, Linear, Residual
+from jobs.models.blocks import Block, Residual
+from jobs.models.layers import Conv, Layer, Linear
 from jobs.models.registry import blocks_of
 from jobs.models.sequences import Attention, CodeEmbedding, Embedding, Lstm
 from jobs.records import Signature

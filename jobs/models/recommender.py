@@ -1,7 +1,8 @@
 """Neural collaborative filtering (He et al. 2017): embeddings of users and items, then a perceptron."""
 
+from jobs.models.blocks import Block, chain
 from jobs.models.inputs import require
-from jobs.models.layers import Block, Flatten, Layer, chain
+from jobs.models.layers import Flatten, Layer
 from jobs.models.mlp import perceptron
 from jobs.models.sequences import CodeEmbedding, Embedding, Interactions, padded
 from jobs.records import Signature

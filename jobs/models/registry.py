@@ -7,7 +7,8 @@ A new family is a file beside this one with `blocks(args, signature)`, its secti
 from math import gcd, prod
 
 from jobs.models import lenet, lstm, mlp, recommender, resnet, transformer
-from jobs.models.layers import BatchNorm, Block, Linear, every_layer
+from jobs.models.blocks import Block, every_layer
+from jobs.models.layers import BatchNorm, Linear
 from jobs.records import BlockSummary, ModelSummary, Signature
 from jobs.spec.model import (
     ForeignModel,

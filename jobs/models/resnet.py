@@ -6,11 +6,11 @@ Where a block changes the shape, its shortcut is a projection (option B), so tha
 
 from typing import Literal
 
+from jobs.models.blocks import Block, Residual, chain
 from jobs.models.inputs import require
 from jobs.models.layers import (
     Activation,
     BatchNorm,
-    Block,
     Conv,
     Flatten,
     GlobalAveragePool,
@@ -18,8 +18,6 @@ from jobs.models.layers import (
     Layer,
     Linear,
     MaxPool,
-    Residual,
-    chain,
 )
 from jobs.records import Signature
 from jobs.spec.model import ResnetArgs

@@ -5,8 +5,9 @@ al. 2020); learnt positions; weights from N(0, 0.02), those that end a branch na
 """
 
 from jobs.errors import SpecError
+from jobs.models.blocks import Block, Residual, chain
 from jobs.models.inputs import require
-from jobs.models.layers import Activation, Block, Dropout, Layer, Linear, Residual, chain
+from jobs.models.layers import Activation, Dropout, Layer, Linear
 from jobs.models.mlp import Parts
 from jobs.models.sequences import (
     Attention,

@@ -3,6 +3,8 @@
 from typing import Any
 
 from jobs.layout import BatchShare, ParallelLayout
+from jobs.spec import JobSpec
+from jobs.spec.train import Layout
 
 BUCKET_VALUES = 5_000_000
 """Values that ZeRO reduces, or gathers, at once: what its buffers hold."""
@@ -42,6 +44,17 @@ def deepspeed_config(
         # Activations travel whole between stages: tensor peers would have to put them together again.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     return config
+
+
+def planned_config(spec: JobSpec, share: BatchShare, layout: ParallelLayout) -> dict[str, Any]:
+    """DeepSpeed's JSON for the training of a job in a layout that was chosen for it."""
+    return deepspeed_config(
+        share,
+        layout,
+        precision=spec.train.precision,
+        gradient_clip=spec.train.gradient_clip,
+        nvme_path=spec.layout.nvme_path if isinstance(spec.layout, Layout) else None,
+    )
 
 
 def _zero(layout: ParallelLayout, nvme_path: str | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from jobs.measure.outputs import condense
 from jobs.models.invariant import GROUPED
 from jobs.requests import Recipe
 from jobs.spec.compress import Distill
+from jobs.train.buffers import agree_on_buffers
 from jobs.train.checkpoint import Checkpoints, Position
 from jobs.train.engine import Batch, Engine
 from jobs.train.losses import Loss, distillation
@@ -191,6 +192,9 @@ class _Training:
             due = self.checkpoints is not None and step % self.train.checkpoint.every_steps == 0
             if epoch_end or due or step >= self.sync_at or step == self.end:
                 stopped = self._sync(step)
+            if epoch_end or due or stopped or step == self.end:
+                # What is evaluated or stored is one model. Checkpoints may lie anywhere, and change nothing.
+                agree_on_buffers(self.engine.module, self.mesh, others=epoch_end or step == self.total_steps)
             if epoch_end:
                 self._evaluate(step)
             if (due or stopped or step == self.end) and step < self.total_steps:

@@ -1,5 +1,6 @@
 """Process groups and devices. The only file that knows the names of backends and devices."""
 
+import gc
 import json
 import logging
 import os
@@ -82,7 +83,10 @@ def from_first(context: Context, document: Any) -> Any:
 
 
 def disband() -> None:
-    """Ends the process group, so that these processes, or some of them, can form another one."""
+    """Ends the process group, so that these processes, or some of them, can form another one.
+
+    Whoever still waits in it for this process is told so by a broken connection.
+    """
     from deepspeed import comm
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.runtime.zero.partition_parameters import Init
@@ -92,6 +96,8 @@ def disband() -> None:
     _GROUPS.clear()
     comm.destroy_process_group()
     comm.comm.cdb = None
+    # A failed training leaves engines in reference cycles, and they hold groups: connections close with the last of it.
+    gc.collect()
     # ZeRO 3 numbers modules and parameters for the life of a process, and compares the numbers among the ranks: those
     # of different ages would not agree.
     Init.param_id = 0

@@ -16,7 +16,7 @@ from jobs.spec.model import ForeignModel
 from jobs.spec.paths import named_files
 from jobs.spec.read import parse_json, parse_yaml
 from jobs.spec.train import Layout
-from orchestrator.plan import check_fit, count_steps, plan_job
+from orchestrator.planning.plan import check_fit, count_steps, plan_job
 from orchestrator.runs import Storage
 from orchestrator.scheduling import Demand, Job, Node, Project, Snapshot, refusal
 from orchestrator.service.answers import Refusal, not_found

@@ -68,10 +68,8 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
         return Markup("{}").format(_without_a_choice(report, subject))
     name = Markup("<b>{}</b>").format(selected.name)
     budget = "within the budget" if selected.fits_budget else "outside the budget"
-    allowed = report.budget.get("max_metric_drop")
-    if allowed is not None:
-        budget += f" of {format_amount(subject.metric, float(allowed))}"
-        budget += "" if subject.metric in PERCENT_METRICS else f" in {subject.metric}"
+    if limits := _limits(report, subject.metric):
+        budget += f" of {limits}"
     measured = selected.measurement
     if dense is None or selected.name == dense.name:
         figure = format_metric(subject.metric, measured.metric.value)
@@ -101,6 +99,19 @@ def _statement(report: RunReport, subject: Subject) -> Markup:
             subject.metric, format_change(subject.metric, delta.value), relative
         )
     return sentence + Markup(", {}.").format(budget)
+
+
+def _limits(report: RunReport, metric: str) -> str:
+    """What the budget allows, all of it: `1 point, 3.00 MB and 2 ms`; empty if it allows everything."""
+    drop, size, latency = (report.budget.get(f"max_{name}") for name in ("metric_drop", "bytes", "latency_ms"))
+    limits = []
+    if drop is not None:
+        limits.append(format_amount(metric, float(drop)) + ("" if metric in PERCENT_METRICS else f" in {metric}"))
+    if size is not None:
+        limits.append(format_bytes(int(size)))
+    if latency is not None:
+        limits.append(format_ms(float(latency)))
+    return " and ".join(filter(None, (", ".join(limits[:-1]), *limits[-1:])))
 
 
 def _without_a_choice(report: RunReport, subject: Subject) -> str:

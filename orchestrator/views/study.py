@@ -33,7 +33,7 @@ class Study:
     objectives: Sequence[str]
     """Those of this phase, the metric first."""
     importance: dict[str, Any]
-    """As `orchestrator.importance` says it; empty in reports that have none."""
+    """As `orchestrator.searching.importance` says it; empty in reports that have none."""
 
     def key(self, trial: Trial) -> str:
         """What a trial's marks, lines and row are known by on the page."""

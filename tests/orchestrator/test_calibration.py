@@ -10,7 +10,7 @@ from jobs.errors import SpecError
 from jobs.records import DatasetInfo
 from jobs.spec import JobSpec
 from orchestrator.pipeline import calibration_warnings
-from orchestrator.plan import check_fit, quantization_warnings
+from orchestrator.planning.plan import check_fit, quantization_warnings
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -142,8 +142,12 @@ class TestMissingThings:
             (["report", "nothing"], 2, "SpecError", "no run 'nothing'"),
             (["report", "../../etc"], 2, "SpecError", "no run"),
             (["resume", "nothing"], 2, "SpecError", "no run 'nothing'"),
-            (["verify", "nothing"], 1, "ArtifactError", "no artifact"),
-            (["predict", "nothing", "--data", "x.csv"], 1, "ArtifactError", "no artifact"),
+            (["verify", "nothing"], 2, "SpecError", "no such folder"),
+            (["verify", "."], 2, "SpecError", "holds no artifact"),
+            (["predict", "nothing", "--data", "x.csv"], 2, "SpecError", "no such folder"),
+            (["predict", ".", "--data", "x.csv"], 2, "SpecError", "as it is, not unpacked"),
+            (["unpack", "nothing"], 2, "SpecError", "no such file"),
+            (["unpack", "."], 2, "SpecError", "holds no model.thpack"),
             (["status", "job"], 2, "SpecError", "--ray"),
             (["cancel", "job"], 2, "SpecError", "--ray"),
             (["plan", "spec", "--runs", "s3://bucket/runs"], 2, "SpecError", "no such file"),
@@ -222,13 +226,21 @@ class TestAnswers:
         assert thresher("unpack", artifact).out.splitlines()[-1] == str(artifact / "model")
 
     def test_a_damaged_pack(self, thresher: Thresher, tmp_path: Path) -> None:
-        for name, content in (("cut", small_pack()[:-1]), ("other", b"no pack at all"), ("none", None)):
-            if content is not None:
-                (tmp_path / name).write_bytes(content)
+        for name, content in (("cut", small_pack()[:-1]), ("other", b"no pack at all")):
+            (tmp_path / name).write_bytes(content)
             ended = thresher("unpack", tmp_path / name, "--out", tmp_path / "out")
             assert ended.code == 1
             assert f"error: {tmp_path / name}" in ended.err
         assert not (tmp_path / "out").exists()
+
+    def test_a_pack_is_not_unpacked_into_a_file(self, thresher: Thresher, tmp_path: Path) -> None:
+        pack = tmp_path / "pack"  # its folder would have its own name
+        pack.write_bytes(small_pack())
+        for arguments in ((pack,), (pack, "--out", pack), (pack, "--out", pack / "below")):
+            ended = thresher("unpack", *arguments)
+            assert ended.code == 2
+            assert ended.err.startswith("error: --out: ")
+        assert pack.read_bytes() == small_pack()
 
     def test_clean(self, thresher: Thresher) -> None:
         lost = Path("runs/stages/0123abcd")
@@ -279,5 +291,5 @@ def test_an_interruption_by_the_keyboard(thresher: Thresher, spec: Path, monkeyp
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.plan.plan_job", interrupt)
+    monkeypatch.setattr("orchestrator.planning.plan.plan_job", interrupt)
     assert thresher("plan", spec).code == 130

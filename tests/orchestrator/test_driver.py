@@ -8,7 +8,7 @@ import pytest
 
 from jobs.spec import JobSpec
 from orchestrator import driver
-from orchestrator.plan import plan_job
+from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage
 
 SPEC = {

@@ -10,10 +10,10 @@ from jobs.errors import SpecError
 from jobs.measure.throughput import FORMATS, throughput
 from jobs.spec import JobSpec
 from orchestrator.host_profile import profile, profile_lines, target_override
-from orchestrator.plan import plan_job
-from orchestrator.plan_text import plan_lines
+from orchestrator.planning.plan import plan_job
+from orchestrator.planning.plan_text import plan_lines
+from orchestrator.planning.schemes import intended_host, variant_search
 from orchestrator.runs import Storage
-from orchestrator.schemes import intended_host, variant_search
 
 SPEC: dict[str, Any] = {
     "name": "x",
@@ -53,6 +53,7 @@ def test_a_profile_becomes_the_target_of_a_job(tmp_path: Path, monkeypatch: pyte
     [
         (None, "can't be read"),
         ("no json", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", "lists no instructions"),
         ('{"profile_version": 1}', "lists no instructions"),
         ('{"profile_version": 9, "instructions": []}', "unknown version"),

@@ -11,7 +11,7 @@ from rich.console import Console
 from jobs.layout import ParallelLayout
 from jobs.spec import JobSpec
 from orchestrator.progress import LiveProgress, PlainProgress, describe, progress_on, standing
-from orchestrator.search_progress import SearchTally, kind_of_cause
+from orchestrator.searching.progress import SearchTally, kind_of_cause
 
 EPOCH = {"event": "epoch", "label": "train", "step": 40, "total_steps": 100, "epoch": 2.0, "loss": 0.5, "metric": 0.9}
 TRIAL = {"params": {"train.optimizer.lr": 0.01}, "curve": [0.7, 0.8], "epochs": 2, "cause": ""}
@@ -202,9 +202,9 @@ def test_quiet_is_quiet():
 
 def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
     """Tune pickles the searcher that it is given; a display holds locks, which can't be pickled."""
-    from orchestrator.asker import Asker
-    from orchestrator.search import SearchTask
-    from orchestrator.study import Study
+    from orchestrator.searching.asker import Asker
+    from orchestrator.searching.study import Study
+    from orchestrator.searching.task import SearchTask
 
     spec = JobSpec.parse(
         {

@@ -13,6 +13,7 @@ from cluster.gang import Gang
 from cluster.placement import bundles, release, reserve
 from cluster.workers import run_work
 from jobs.errors import JobFailed, SpecError, TrainingDiverged, WorkerLost
+from jobs.train.mesh import warm_up
 from tests.ray import gang_works
 from tests.ray.running import SOON_S, RunningContract
 
@@ -70,7 +71,8 @@ class TestRunning(RunningContract):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("echo", [True, False])
-def test_a_process_that_dies_is_a_lost_worker_at_once(gang, rank, echo):
+def test_a_process_that_dies_is_a_lost_worker_at_once(gang, rank, echo, monkeypatch):
+    monkeypatch.setattr("cluster.gang._SETTLE_S", 1.0)  # those that notice nothing are waited for so long, in vain
     session = gang.start(gang_works.exit_at, {"rank": rank, "echo": echo})
     start = time.monotonic()
     with pytest.raises(WorkerLost, match=rf"worker {rank} on node \S+ \(process \d+\) was lost: "):
@@ -159,6 +161,15 @@ def test_the_living_stay_when_a_member_is_replaced(gang, tmp_path, lost):
     assert before[1 - lost] in after
     assert before[lost] not in after
     assert len(set(after)) == 2
+
+
+def test_who_waits_for_one_that_has_failed_stays_too(tmp_path):
+    with Gang((1, 2, 3), warm_up=warm_up) as gang:
+        before = processes(gang, tmp_path / "before")
+        with pytest.raises(WorkerLost, match="worker 2 "):
+            run_work(gang, gang_works.wait_in_a_row, None)
+        gang.rebuild()
+        assert processes(gang, tmp_path / "after") == before[:2]
 
 
 def test_a_member_that_makes_no_progress_is_replaced_and_the_others_stay(tmp_path):

@@ -247,7 +247,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def test_an_elastic_run_shrinks_with_the_cluster_and_grows_with_it(cluster, drive, undisturbed, tmp_path):
-    spec = write(tmp_path, {"workers": [1, 4]})
+    spec = write(tmp_path, {"workers": [2, 4]})
     driven = drive(tmp_path, "run", str(spec), "--set", f"train.epochs={LONG_EPOCHS}")
     started = driven.wait_for(lambda event: event["event"] == "workers_started")
     assert started["workers"] == 3  # one a node

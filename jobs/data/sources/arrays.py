@@ -24,7 +24,8 @@ def as_raw(array: Array, what: str, where: str = PATH) -> Array | Columns:
     images = as_channels_first(array, what, where)
     if array.dtype == np.uint8:
         return np.ascontiguousarray(images)
-    pixels = np.ascontiguousarray(images, np.float32)
+    with np.errstate(over="ignore"):  # what is beyond float32 is told below
+        pixels = np.ascontiguousarray(images, np.float32)
     if not np.isfinite(pixels).all():
         first = np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3)))[0]
         raise DataError.at(where, f"{what} has pixels that are not finite, the first in sample {first + 1}")
@@ -98,6 +99,8 @@ def as_lengths(lengths: Array, num_samples: int, steps: int, what: str, where: s
 def _check_numbers(array: Array, what: str, where: str) -> None:
     if array.dtype.kind not in "iufb":
         raise DataError.at(where, f"{what} has the type {array.dtype}", None, "numbers")
+    if array.ndim == 0:
+        raise DataError.at(where, f"{what} is a single number", None, "an array with the samples first")
     if len(array) == 0:
         raise DataError.at(where, f"{what}: no samples")
 

@@ -1,11 +1,13 @@
 """Small sources of every kind, written to a temporary folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from small_sources import CSV_HEADER, MakeData, OpenDataset, write_idx
+from small_texts import PROSE, REVIEWS
 
 from jobs.data import Dataset, prepare
 from jobs.spec.data import Data
@@ -63,4 +65,18 @@ def csv_file(tmp_path: Path) -> Path:
     incomes = ["NA" if i % 5 == 0 else str(1000.5 * i) for i in range(60)]
     rows = [f"{20 + i},{cities[i % 4]},{i % 2 == 0},{incomes[i]},{'yes' if i % 3 else 'no'}" for i in range(60)]
     path.write_text("\n".join([CSV_HEADER, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> Path:
+    path = tmp_path / "prose.txt"
+    path.write_text(PROSE)
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.jsonl"
+    path.write_text("".join(json.dumps(review) + "\n" for review in REVIEWS))
     return path

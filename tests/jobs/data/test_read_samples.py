@@ -140,6 +140,8 @@ UNUSABLE_IMAGES: dict[str, tuple[str, Any, str]] = {
     "empty folder": ("folder", lambda p: p.mkdir(), "has no images"),
     "other kind": ("a.csv", lambda p: p.write_text("1,2"), "none of the kinds that hold images"),
     "vectors": ("a.npy", lambda p: np.save(p, np.zeros((2, 30))), r"samples of \(30,\)"),
+    "a number": ("a.npy", lambda p: np.save(p, np.float32(3.0)), "a single number"),
+    "beyond float32": ("a.npy", lambda p: np.save(p, np.full((2, 6, 5), 1e300)), "not finite, the first in sample 1"),
     "two arrays": ("a.npz", lambda p: np.savez(p, a=PIXELS, b=PIXELS), "holds a, b"),
     "cut idx": ("a-idx3-ubyte", lambda p: p.write_bytes(b"\0\0\x08\x03"), "truncated within its header"),
 }

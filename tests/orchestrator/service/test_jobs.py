@@ -34,7 +34,7 @@ BAD: list[dict[str, Any]] = [
 class TestSubmission:
     @pytest.mark.parametrize("document", BAD, ids=lambda document: next(iter(document.keys() - DIGITS.keys()), "value"))
     def test_refuses_what_plan_refuses_in_the_same_words(self, document: dict[str, Any], world: World) -> None:
-        from orchestrator.plan import plan_job
+        from orchestrator.planning.plan import plan_job
         from orchestrator.runs import Storage
 
         with pytest.raises(SpecError) as refused:

@@ -4,7 +4,6 @@ The model is written anew, from what is promised: it shares no table of transiti
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
@@ -15,55 +14,8 @@ from orchestrator.scheduling import Project
 from orchestrator.store import Conflict, JobFilter, JobState, Lease, NewModel, NotFound, Store
 from orchestrator.store.errors import LeaseLost
 
+from .model import ENDS, HOLDERS, LONG_S, MAY_FINISH, MAY_WAIT, WAITING, Attempt, Job, S
 from .small_jobs import new
-
-S = JobState
-ENDS = (S.SUCCEEDED, S.FAILED, S.CANCELLED)
-WAITING = (S.QUEUED, S.RECOVERING)
-MAY_FINISH = {
-    S.SUCCEEDED: {S.STARTING, S.RUNNING, S.RECOVERING, S.PREEMPTING, S.CANCELLING},
-    S.FAILED: {S.QUEUED, S.STARTING, S.RUNNING, S.RECOVERING, S.PREEMPTING, S.CANCELLING},
-    S.CANCELLED: {S.QUEUED, S.RECOVERING, S.CANCELLING},
-}
-MAY_WAIT = {S.QUEUED: {S.STARTING, S.PREEMPTING}, S.RECOVERING: {S.STARTING, S.RUNNING, S.PREEMPTING}}
-HOLDERS = ("ann", "bob")
-LONG_S = 3600.0
-
-
-@dataclass
-class Attempt:
-    state: str = "PLANNED"
-    leaving: str | None = None
-    ending: tuple[str, str | None, str | None] | None = None
-
-    @property
-    def live(self) -> bool:
-        return self.state in ("PLANNED", "SUBMITTED", "ALIVE")
-
-
-@dataclass
-class Job:
-    project: str
-    name: str
-    key: str | None
-    run_id: str
-    resumes: str | None = None
-    state: JobState = S.QUEUED
-    attempts: list[Attempt] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def attempt(self) -> Attempt | None:
-        return self.attempts[-1] if self.attempts else None
-
-    @property
-    def live(self) -> bool:
-        return self.attempt is not None and self.attempt.live
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDS
-
 
 numbers = st.integers(0, 7)
 keys = st.sampled_from([None, None, "k1", "k2"])

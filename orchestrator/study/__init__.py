@@ -1,5 +1,0 @@
-"""The searcher: which values a trial gets, and the book of what became of each. Knows nothing of Ray."""
-
-from orchestrator.study.study import Asked, Study, directions
-
-__all__ = ["Asked", "Study", "directions"]
