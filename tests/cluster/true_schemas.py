@@ -3,8 +3,8 @@
     python -m tests.cluster.true_schemas CRD.yaml…
 
 KubeRay has them in helm-chart/kuberay-operator/crds, Kueue in config/components/crd/bases. Not in the test command,
-since those files are large and change with each version; prints what differs, exit code 1 if anything does. Rules in CEL
-(`x-kubernetes-validations`) are not evaluated: those that matter are in the reductions.
+since those files are large and change with each version; prints what differs, exit code 1 if anything does. Rules
+in CEL (`x-kubernetes-validations`) are not evaluated: those that matter are in the reductions.
 """
 
 import sys
