@@ -4,10 +4,10 @@ Real daemons, started by `ray start`, a set of them for each node: what a driver
 can lose one (`kill_node`) and get another (`add_node`). Each node has a loopback address of its own, 127.0.0.2 and so
 on, which Linux has without being asked; so nodes differ in their addresses as machines do.
 
-Every process of a node, and whatever it starts, carries the cluster's id and the node's number in its environment. By
-these marks all of them are found again, whoever their parent was and whether it lives: nothing is left after `stop`,
-and `down` in another process ends what `up` has started in one that was killed. The state file is written before the
-first process is started.
+Every process of a node, and whatever it starts, carries the cluster's id and the node's number in its environment, or,
+where it writes its title over that, has a log of the node open. By these marks all of them are found again, whoever
+their parent was and whether it lives: nothing is left after `stop`, and `down` in another process ends what `up` has
+started in one that was killed. The state file is written before the first process is started.
 """
 
 import json
@@ -167,12 +167,12 @@ class LocalCluster:
     @property
     def nodes(self) -> dict[int, str]:
         """The IP address of each node that lives, by its number."""
-        raylets = {node for process, node in _marked(self._state.id) if _name(process) == "raylet"}
+        raylets = {node for process, node in _marked(self._state) if _name(process) == "raylet"}
         return {node: _address(node) for node in self._state.nodes if node in raylets}
 
     def processes(self, node: int | None = None) -> list[int]:
         """Ids of the living processes of a node, or of all."""
-        return [process.pid for process, of in _marked(self._state.id) if node in (None, of)]
+        return [process.pid for process, of in _marked(self._state) if node in (None, of)]
 
     # --- the life of the cluster -------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class LocalCluster:
             raise ValueError("node 0 is the head; without it there is no cluster")
         if number not in self._state.nodes:
             raise ValueError(f"there is no node {number}; there are {', '.join(map(str, self._state.nodes))}")
-        _kill(self._state.id, number)
+        _kill(self._state, number)
         self._state = replace(self._state, nodes=tuple(node for node in self._state.nodes if node != number))
         self._write_state()
 
@@ -197,7 +197,7 @@ class LocalCluster:
         Raises ClusterUnreachable.
         """
         others = len(self._state.nodes) - 1
-        _kill(self._state.id, None)
+        _kill(self._state, None)
         self._state = replace(self._state, nodes=())
         self._await_start(0, self._spawn(0), time.monotonic() + self._timeout_s)
         self._state = replace(self._state, nodes=(0,))
@@ -207,12 +207,12 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Ends every process of every node, and removes what they wrote. May be repeated."""
-        processes = [process for process, _ in _marked(self._state.id)]
+        processes = [process for process, _ in _marked(self._state)]
         for process in processes:
             with suppress(psutil.Error):
                 process.send_signal(signal.SIGTERM)
         psutil.wait_procs(processes, _TERM_S)
-        _kill(self._state.id, None)
+        _kill(self._state, None)
         shutil.rmtree(self._state.temp_dir, ignore_errors=True)
         for name in (_STATE, _TOKEN):
             (self._home / name).unlink(missing_ok=True)
@@ -247,7 +247,7 @@ class LocalCluster:
                 self._await_start(number, process, deadline)
         except BaseException:
             for number in numbers:
-                _kill(self._state.id, number)
+                _kill(self._state, number)
             raise
         self._state = replace(self._state, nodes=(*self._state.nodes, *numbers))
         self._write_state()
@@ -335,15 +335,32 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _marked(cluster: str) -> list[tuple[psutil.Process, int]]:
+def _marked(state: State) -> list[tuple[psutil.Process, int]]:
     """The living processes of a cluster, each with its node."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            environment: dict[str, Any] = process.environ()
-            if environment.get(_CLUSTER) == cluster and process.status() != psutil.STATUS_ZOMBIE:
-                found.append((process, int(environment[_NODE])))
+        with suppress(psutil.Error, OSError):
+            node = _node_of(process, state)
+            if node is not None and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process, node))
     return found
+
+
+def _node_of(process: psutil.Process, state: State) -> int | None:
+    environment: dict[str, Any] = process.environ()
+    if environment.get(_CLUSTER) == state.id:
+        return int(environment[_NODE])
+    if _CLUSTER in environment or not _name(process).startswith("ray"):
+        return None
+    # Ray's agents and workers write their titles over their environment; they keep their node's logs open.
+    files = Path(f"/proc/{process.pid}/fd")
+    for name in os.listdir(files):
+        with suppress(OSError):
+            path = os.readlink(files / name)
+            if path.startswith(state.temp_dir + "/"):
+                number = path[len(state.temp_dir) + 1 :].partition("/")[0]
+                return int(number) if number.isdigit() else None
+    return None
 
 
 def _name(process: psutil.Process) -> str:
@@ -354,13 +371,13 @@ def _name(process: psutil.Process) -> str:
     return name
 
 
-def _kill(cluster: str, node: int | None) -> None:
+def _kill(state: State, node: int | None) -> None:
     """Kills the processes of a node, or of all; again, until none is left that one of them has started meanwhile.
 
     Raises ClusterUnreachable if some outlive it.
     """
     deadline = time.monotonic() + _KILL_S
-    while processes := [process for process, of in _marked(cluster) if node in (None, of)]:
+    while processes := [process for process, of in _marked(state) if node in (None, of)]:
         if time.monotonic() >= deadline:
             raise ClusterUnreachable(f"processes that do not end: {', '.join(str(one.pid) for one in processes)}")
         for process in processes:

@@ -231,20 +231,22 @@ def _client() -> Any:
 
 
 def _follow(client: Any, job_id: str, out: Any) -> int:
-    told = ""
+    told = shown = ""
 
     def tell(job: Any) -> None:
-        nonlocal told
+        nonlocal told, shown
         line = _state_line(job)
         if line != told and (job.attempt is None or job.unreachable_since_ms is not None):
             typer.echo(line, err=True)
+            shown = line
         told = line
 
     for text in client.logs(job_id, follow=True, on_job=tell):
         out.write(text)
         out.flush()
     job = client.describe(job_id)
-    typer.echo(_state_line(job), err=True)
+    if _state_line(job) != shown:
+        typer.echo(_state_line(job), err=True)
     return ENDS.get(job.state, 1)
 
 

@@ -82,7 +82,10 @@ def request_resume(
     if (known := _known(transaction, new_id, job.project, key, digest)) is not None:
         return known, False
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
-        words = "there is nothing to resume" if job.state is JobState.SUCCEEDED else "it goes on by itself"
+        words = {
+            JobState.SUCCEEDED: "there is nothing to resume",
+            JobState.CANCELLING: "it can be resumed once it has ended",
+        }.get(job.state, "it goes on by itself")
         raise Conflict(f"job {job_id} is {job.state}: {words}", job.state)
     live = transaction.connection.scalar(
         select(jobs.c.id).where(jobs.c.run_id == job.run_id, jobs.c.ended_ms.is_(None))

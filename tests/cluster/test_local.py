@@ -1,6 +1,7 @@
 """A local cluster's files and refusals, without a cluster."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,12 +54,33 @@ def test_processes_are_found_by_their_mark_whoever_their_parent_is():
     program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     environment = {local._CLUSTER: "a test's", local._NODE: "4"}
     subprocess.run([sys.executable, "-c", program], env=environment, start_new_session=True, check=True)
-    ((process, node),) = local._marked("a test's")
+    state = local.State("a test's", "", None, "/nowhere", 1)
+    ((process, node),) = local._marked(state)
     assert node == 4
-    local._kill("a test's", 3)
+    local._kill(state, 3)
     assert process.is_running()
-    local._kill("a test's", 4)
-    assert local._marked("a test's") == []
+    local._kill(state, 4)
+    assert local._marked(state) == []
+
+
+def test_who_wrote_over_its_mark_is_found_by_the_log_that_it_has_open(tmp_path):
+    state = local.State("a test's", "", None, str(tmp_path / "temp"), 1)
+    sleeper = tmp_path / "ray::Agent"
+    shutil.copy("/bin/sleep", sleeper)
+    processes = []
+    for folder in ("temp/3", "temp/node", "temperature/3"):
+        (tmp_path / folder).mkdir(parents=True)
+        with open(tmp_path / folder / "agent.log", "wb") as log:
+            processes.append(subprocess.Popen([sleeper, "60"], env={}, stdout=log))
+    try:
+        assert [(process.pid, node) for process, node in local._marked(state)] == [(processes[0].pid, 3)]
+        local._kill(state, None)
+        assert local._marked(state) == []
+        assert [process.poll() for process in processes[1:]] == [None, None]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(10)
 
 
 def test_a_node_that_does_not_start_leaves_nothing(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from orchestrator.service.routes import health
 from orchestrator.service_commands import serve
 from tests.cluster.manifest_schemas import NAMES, documents, objects, pod_specs, problems
+from tests.cluster.true_schemas import broken
 
 FREE = re.compile(
     r"""
@@ -113,6 +114,46 @@ def test_a_wrong_value_is_refused(name: str, path: str, value: Any):
                 assert problems(document) != []
                 break
     assert changed
+
+
+def test_kueues_rules_between_fields():
+    """Those of the definitions of Kueue that stand there as expressions."""
+    (queue, *_) = objects("ClusterQueue")
+    spec = queue["spec"]
+    spec["preemption"]["borrowWithinCohort"]["policy"] = "LowerPriority"
+    assert problems(queue) == []
+    spec["preemption"]["reclaimWithinCohort"] = "Never"
+    assert problems(queue) != []
+    del spec["preemption"]["reclaimWithinCohort"]
+    assert problems(queue) != []
+    del spec["preemption"]
+    assert problems(queue) == []
+    del spec["cohortName"]
+    assert problems(queue) != []
+    (flavor,) = objects("ResourceFlavor")
+    (toleration,) = flavor["spec"]["tolerations"]
+    for wrong in ({"value": "x"}, {"operator": "Equal", "key": None}):
+        changed = {name: value for name, value in (toleration | wrong).items() if value is not None}
+        assert problems(flavor | {"spec": flavor["spec"] | {"tolerations": [changed]}}) != []
+
+
+def test_a_definition_that_our_reduction_does_not_agree_with_is_seen():
+    def definition(fields: dict[str, Any]) -> dict[str, Any]:
+        own = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+        spec = {"type": "object", "required": ["clusterQueue"], "properties": fields}
+        schema = {"type": "object", "properties": own | {"spec": spec}}
+        version = {"name": "v1beta2", "schema": {"openAPIV3Schema": schema}}
+        return {"spec": {"group": "kueue.x-k8s.io", "names": {"kind": "LocalQueue"}, "versions": [version]}}
+
+    assert list(broken(definition({"clusterQueue": {"type": "string"}}))) == []
+    for fields, fault in (
+        ({"queue": {"type": "string"}}, "LocalQueue.spec.clusterQueue: no such field"),
+        ({"clusterQueue": {"type": "object"}}, "LocalQueue.spec.clusterQueue: object, not string"),
+        ({"clusterQueue": {"type": "string", "enum": ["a"]}}, "LocalQueue.spec.clusterQueue: one of a"),
+    ):
+        found = list(broken(definition(fields)))
+        assert fault in found
+        assert any(each.startswith("LocalQueue vision: $.spec") for each in found)
 
 
 def test_rays_version_is_one_that_the_project_allows():

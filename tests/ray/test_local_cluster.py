@@ -75,6 +75,8 @@ def test_what_cannot_be_killed(cluster, number, problem):
 def test_down_ends_what_somebody_else_has_started(cluster, home):
     """The last one: the cluster is gone afterwards."""
     processes = cluster.processes()
+    names = [psutil.Process(number).name() for number in processes]
+    assert names.count("ray::DashboardAgent") == names.count("ray::RuntimeEnvAgent") == names.count("raylet") == 3
     ended = command(home, "down", "--json")
     assert json.loads(ended.stdout)["processes"] == len(processes)
     assert cluster.processes() == []

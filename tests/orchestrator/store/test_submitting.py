@@ -151,6 +151,10 @@ def test_a_repeated_resume_is_the_first_one(store: Store, lease: Lease):
 def test_only_what_ended_without_success_is_resumed(store: Store, lease: Lease):
     with pytest.raises(Conflict, match="it goes on by itself"):
         store.request_resume(submitted(store).id, "ada")
+    leaving = running(store, lease)
+    store.request_cancel(leaving.id, "ada")
+    with pytest.raises(Conflict, match="is CANCELLING: it can be resumed once it has ended"):
+        store.request_resume(leaving.id, "ada")
     with pytest.raises(Conflict, match="nothing to resume") as refused:
         store.request_resume(ended(store, lease, JobState.SUCCEEDED).id, "ada")
     assert refused.value.state == "SUCCEEDED"
