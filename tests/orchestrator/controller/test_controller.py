@@ -369,3 +369,20 @@ def test_a_submission_is_started_at_once(world, monkeypatch):
         stop.set()
         world.controller.wake()
         thread.join(30)
+
+
+def test_a_trouble_that_lasts_is_logged_once_a_minute(world, caplog):
+    def said():
+        return [each.getMessage() for each in caplog.records].count("nothing is started: nobody answers")
+
+    world.submit()
+    world.ray.away = True
+    for _ in range(5):
+        world.controller.step()
+    assert said() == 1
+    world.ray.away = False
+    world.controller.step()
+    world.submit()
+    world.ray.away = True
+    world.controller.step()
+    assert said() == 2
