@@ -27,6 +27,7 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(10_000, 20, 20)  # a seventh of what the tests cost, with Python's own 700, 10 and 10
         gc.enable()
 
 
