@@ -59,6 +59,7 @@ class Gang(WarmGroup):
         startup_timeout_s: float = 120.0,
         silence_timeout_s: float = 30.0,
         stall_timeout_s: float = 600.0,
+        gather_s: float = 0.0,
     ) -> None:
         """Starts the workers and returns when all of them are warm.
 
@@ -74,6 +75,7 @@ class Gang(WarmGroup):
                 than any native call of the work that keeps Python's interpreter lock.
             stall_timeout_s: a worker whose work gave no sign of progress (`Context.beat`) for so long counts as
                 lost; a work that never gives one is not judged.
+            gather_s: how long a report may wait for others to go with it: each answer costs both sides a call.
 
         Raises:
             SpecError: the cluster can never hold the gang.
@@ -81,7 +83,7 @@ class Gang(WarmGroup):
             WorkerLost: a worker died while it started, or did not start in time.
             ThresherError: `warm_up`'s own error.
         """
-        super().__init__(silence_timeout_s, stall_timeout_s)
+        super().__init__(silence_timeout_s, stall_timeout_s, gather_s)
         self._sizes = (workers,) if isinstance(workers, int) else tuple(workers)
         self._warm_up = warm_up
         self._startup_timeout_s = startup_timeout_s

@@ -121,15 +121,18 @@ class Member:
     # --- reports -----------------------------------------------------------------------------------------------
 
     @ray.method(concurrency_group="reports")
-    def take_reports(self, number: int, timeout_s: float) -> tuple[list[dict[str, Any]], bool]:
+    def take_reports(self, number: int, timeout_s: float, gather_s: float = 0.0) -> tuple[list[dict[str, Any]], bool]:
         """The reports of work `number` since the last call, and whether that was the last of them.
 
-        Answers as soon as there is something to say, at the latest after `timeout_s`.
+        Answers once there is something to say and `gather_s` have brought more of it, at once when that was the last;
+        with nothing to say, after `timeout_s`.
         """
         with self._changed:
-            self._changed.wait_for(
+            reported = self._changed.wait_for(
                 lambda: self._finished >= number or (self._current == number and bool(self._reports)), timeout_s
             )
+            if reported and gather_s > 0:
+                self._changed.wait_for(lambda: self._finished >= number, gather_s)
             taken: list[dict[str, Any]] = []
             if self._current == number:
                 taken, self._reports = self._reports, taken

@@ -65,12 +65,14 @@ class GangSession:
         *,
         silence_timeout_s: float,
         stall_timeout_s: float,
+        gather_s: float = 0.0,
         abandon: Callable[[], None],
     ) -> None:
         self._peers = peers
         self._number = number
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
+        self._gather_s = gather_s
         self._abandon = abandon
         self._runs: dict[ObjectRef, Peer] = {peer.handle.run.remote(number, work, request): peer for peer in peers}
         self._question: ObjectRef | None = None
@@ -179,7 +181,7 @@ class GangSession:
             self._pings = {peer.handle.ping.remote(): peer for peer in self._peers}
             self._pinged_at = now
         if self._question is None and not self._drained:
-            self._question = self._peers[0].handle.take_reports.remote(self._number, _REPORTS_WAIT_S)
+            self._question = self._peers[0].handle.take_reports.remote(self._number, _REPORTS_WAIT_S, self._gather_s)
         awaited = [*self._runs, *self._pings, *([self._question] if self._question is not None else [])]
         ready, _ = ray.wait(awaited, timeout=max(0.0, min(timeout_s, _PULSE_S)))
         if ready:

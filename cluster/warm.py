@@ -21,9 +21,10 @@ class WarmGroup(ABC):
     group first, so that every work begins in members that are alive and idle.
     """
 
-    def __init__(self, silence_timeout_s: float, stall_timeout_s: float) -> None:
+    def __init__(self, silence_timeout_s: float, stall_timeout_s: float, gather_s: float = 0.0) -> None:
         self._silence_timeout_s = silence_timeout_s
         self._stall_timeout_s = stall_timeout_s
+        self._gather_s = gather_s
         self._peers: Sequence[Peer] = ()
         self._session: GangSession | None = None
         self._num_works = 0
@@ -74,5 +75,6 @@ class WarmGroup(ABC):
             request,
             silence_timeout_s=self._silence_timeout_s,
             stall_timeout_s=self._stall_timeout_s,
+            gather_s=self._gather_s,
             abandon=self._abandon,
         )

@@ -32,7 +32,7 @@ from jobs.errors import SpecError, StorageError
 from jobs.hashing import digest_file, digest_json
 from jobs.records import FileRecord, StageManifest
 from jobs.spec import JobSpec
-from jobs.storage import fsync, read_json, storage_errors, write_json, write_text
+from jobs.storage import flush_below, fsync, read_json, storage_errors, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,9 @@ class Storage:
                     versions=versions(),
                     finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
-                # The manifest is last inside, the rename is last of all: either alone tells a whole stage.
-                write_json(partial / MANIFEST, manifest.to_json())
+                # The rename is last of all, and what it makes visible is on the device by then, the manifest too.
+                write_json(partial / MANIFEST, manifest.to_json(), durable=False)
+                flush_below(partial)
                 partial.rename(self.stage(digest))
                 fsync(self.stage(digest).parent)
         return manifest, False

@@ -13,6 +13,9 @@ from jobs.spec.data import Data
 if TYPE_CHECKING:
     import torch
 
+PLACES_AHEAD = 4096
+"""Of the global order, computed at once: of small batches one by one, the calls cost more than the numbers."""
+
 
 class TrainingBatches:
     """The training split in the global order.
@@ -31,6 +34,7 @@ class TrainingBatches:
         self._dataset = dataset
         self._steps = data.augment
         self._seed = seed
+        self._ahead = max(1, PLACES_AHEAD // batch_size)
         self._newest = -1, self.order.slice(0, 0)
 
     def share(
@@ -64,9 +68,12 @@ class TrainingBatches:
 
     def _batch(self, step: int) -> tuple[Ids, Ids]:
         """The whole batch's places, computed once: a step asks for its targets, then for each of its parts."""
-        if self._newest[0] != step:
-            self._newest = step, self.order.batch(step)
-        return self._newest[1]
+        size, block = self.order.batch_size, step // self._ahead
+        if self._newest[0] != block:
+            self._newest = block, self.order.slice(block * self._ahead * size, (block + 1) * self._ahead * size)
+        ids, epochs = self._newest[1]
+        first = step % self._ahead * size
+        return ids[first : first + size], epochs[first : first + size]
 
     def targets(self, step: int) -> Array:
         """Labels, values or next tokens of the whole global batch: (batch_size,) or (batch_size, steps)."""

@@ -210,12 +210,13 @@ def shared_tensors(module: nn.Module) -> dict[str, str]:
     return {name: known for name, parameter in named if (known := first.setdefault(parameter, name)) != name}
 
 
-def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
+def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path, *, durable: bool = True) -> None:
     """Writes the tensors (safetensors) and the recipe that rebuilds the module around them (JSON).
 
     A tensor that has several names is stored under the first.
 
     `recipe` holds `model` (the spec's section) and `signature`; of a compressed model what else `StoredRecipe` names.
+    `durable` is that of `jobs.storage.atomic_path`.
     """
     shared = shared_tensors(module)
     tensors = {
@@ -223,11 +224,11 @@ def save_model(module: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
         for name, value in module.state_dict().items()
         if name not in shared
     }
-    with atomic_path(folder / MODEL_FILE) as temporary:
+    with atomic_path(folder / MODEL_FILE, durable=durable) as temporary:
         save_file(tensors, temporary)
     if isinstance(module, HuggingFaceModule):
         recipe = recipe | {"model": module.section()}  # what came from a folder must not need it again
-    write_json(folder / RECIPE_FILE, recipe)
+    write_json(folder / RECIPE_FILE, recipe, durable=durable)
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from jobs.errors import SpecError, StorageError
 from jobs.hashing import digest_file
 from jobs.storage import fsync, read_json, storage_errors, write_json
-from jobs.train.engine import Engine, Held
+from jobs.train.engine import Engine
 from jobs.train.mesh import Mesh
+from jobs.train.state import Held
 
 logger = logging.getLogger(__name__)
 

@@ -56,8 +56,9 @@ def train(context: Context, request: TrainRequest) -> dict[str, Any]:
             "model": request.model,
             "signature": info.signature.to_json(),
         }
-        save_model(result.module, blueprint, request.folder / "model")
-        write_json(request.folder / "history.json", result.history.document())
+        # Until the stage is complete nobody reads these, and then all of it is flushed at once.
+        save_model(result.module, blueprint, request.folder / "model", durable=False)
+        write_json(request.folder / "history.json", result.history.document(), durable=False)
     return summary(result)
 
 

@@ -17,6 +17,7 @@ from small_stages import SPEC, done, folders, perform, writes
 
 from jobs.errors import SpecError, StorageError
 from jobs.records import StageManifest
+from jobs.storage import write_json
 from orchestrator.runs import MANIFEST, Storage, stage_hash
 
 
@@ -43,6 +44,37 @@ class TestStages:
         assert manifest.versions["torch"]
         assert StageManifest.from_json(json.loads((folder / MANIFEST).read_text())) == manifest
         assert folders(storage) == {manifest.hash}
+
+    def test_all_of_it_is_on_the_device_before_it_gets_its_name(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done: list[str] = []
+        fsync, rename = os.fsync, Path.rename
+
+        def flushed(descriptor: int) -> None:
+            done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            fsync(descriptor)
+
+        def renamed(path: Path, target: Path) -> Path:
+            done.append("renamed")
+            return rename(path, target)
+
+        def do(folder: Path) -> dict[str, Any]:
+            (folder / "model").mkdir()
+            write_json(folder / "model" / "recipe.json", {}, durable=False)
+            write_json(folder / "history.json", {}, durable=False)
+            assert done == []
+            return {}
+
+        monkeypatch.setattr(os, "fsync", flushed)
+        monkeypatch.setattr(Path, "rename", renamed)
+        manifest, _ = storage.perform("train", inputs={}, config={}, code="", schema_version=1, do=do)
+        assert manifest is not None
+        partial = storage.stage(manifest.hash).with_suffix(".partial")
+        names = (".", "history.json", "manifest.json", "model", "model/recipe.json")
+        before = done[: done.index("renamed")]
+        assert sorted(before) == sorted(str(partial / name) for name in names)
+        assert done[len(before) + 1 :] == [str(partial.parent)]
 
     def test_checkpoints_are_no_part_of_a_result(self, storage: Storage) -> None:
         def do(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "search": {"trials": 2, "space": {"train.optimizer.lr": {"loguniform": [1e-3, 1e-2]}}},
     "compress": {
         # Long: workers whose driver was killed train on for a second or two, until Ray ends them.
-        "prune": {"recover": {"epochs": 150}},
+        "prune": {"recover": {"epochs": 250}},
         "quantize": {"schemes": ["fp16"]},
         "budget": {"max_metric_drop": 0.2},
     },
@@ -184,7 +184,8 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_
 ):
     spec, storage = tmp_path / "spec.yaml", tmp_path / "runs"
     spec.write_text(yaml.safe_dump(LONG))
-    command = [*THRESHER, "run", str(spec), "--runs", str(storage)]
+    # One worker takes these steps in a few tenths of a second: sixteen parts to each, so that it is seen at work.
+    command = [*THRESHER, "run", str(spec), "--runs", str(storage), "--set=layout.micro_batch=2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + TIMEOUT_S
     while not any(event["event"] == "step" and event["step"] > 200 for event in events(storage)):
