@@ -14,7 +14,7 @@ SCHEMA_VERSIONS = {
     "qat": 2,
     "share": 3,
     "export": 1,
-    "quantize": 3,
+    "quantize": 4,
     "pack": 1,
     "measure": 2,
     "test": 1,
