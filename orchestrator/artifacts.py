@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from jobs.data import Dataset, Encoding
-from jobs.errors import DataError
+from jobs.errors import ArtifactError, DataError
 from jobs.export.card import read_card, write_card
+from jobs.export.contents import Verifying
 from jobs.measure.metrics import interval
 from jobs.measure.session import predict_condensed
 from jobs.records import Artifact
@@ -78,38 +79,46 @@ def verify(folder: Path, datasets: Path | None = None) -> dict[str, Any]:
         ArtifactError: the folder holds no artifact, or its files are not those of the card.
     """
     card = read_card(folder)
+    recorded = Verifying.of(card, folder)
     checks = [{"name": "sha256", "ok": True, "detail": f"{len(card['files'])} files are as recorded"}]
     root = datasets or folder.absolute().parents[2] / "datasets"
-    fingerprint = card["dataset"]["fingerprint"]
     try:
-        dataset = Dataset.open(root / fingerprint)
+        dataset = Dataset.open(root / recorded.dataset.fingerprint)
     except DataError as error:
         detail = f"the data set is not in {root}: {error}"
         checks += [{"name": name, "ok": False, "detail": detail} for name in ("outputs", "metric")]
         return {"checks": checks, "ok": False}
-    encoding = Encoding.from_json(card["encoding"])
+    for split in (recorded.reference.split, recorded.measurement.metric.split):
+        if split not in dataset.info.num_samples:
+            raise ArtifactError(f"{folder}: the card speaks of a split that the data set has not: {split!r}")
+    if max(recorded.reference.ids) >= dataset.num_samples(recorded.reference.split):
+        raise ArtifactError(f"{folder}: the card names samples that the data set has not")
+    encoding = recorded.encoding
     with model_file(folder) as path:
-        checks.append(_same_outputs(path, card, dataset, encoding))
-        checks.append(_same_metric(path, card, dataset, encoding))
+        checks.append(_same_outputs(path, recorded, dataset, encoding))
+        checks.append(_same_metric(path, recorded, dataset, encoding))
     return {"checks": checks, "ok": all(check["ok"] for check in checks)}
 
 
-def _same_outputs(path: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
-    reference = card["reference"]
-    expected = np.asarray(reference["outputs"], dtype=np.float32)
-    ids = np.asarray(reference["ids"])
-    x, y = dataset.encoded(reference["split"], ids, encoding), dataset.targets(reference["split"], ids)
-    difference = float(np.abs(predict_condensed(path, x, y) - expected).max())
+def _same_outputs(path: Path, card: Verifying, dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
+    reference = card.reference
+    expected, ids = np.asarray(reference.outputs, dtype=np.float32), np.asarray(reference.ids)
+    x, y = dataset.encoded(reference.split, ids, encoding), dataset.targets(reference.split, ids)
+    found = predict_condensed(path, x, y)
+    if found.shape != expected.shape:
+        detail = f"{found.shape[1]} for each sample, {expected.shape[1]} are recorded"
+        return {"name": "outputs", "ok": False, "detail": detail}
+    difference = float(np.abs(found - expected).max())
     allowed = PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
     detail = f"{len(expected)} samples differ by at most {difference:.2g} (allowed {allowed:.2g})"
     return {"name": "outputs", "ok": difference <= allowed, "detail": detail}
 
 
-def _same_metric(path: Path, card: dict[str, Any], dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
-    recorded = card["measurement"]["metric"]
-    split = recorded["split"]
+def _same_metric(path: Path, card: Verifying, dataset: Dataset, encoding: Encoding) -> dict[str, Any]:
+    recorded = card.measurement.metric
+    split = recorded.split
     x, y = dataset.encoded(split, np.arange(dataset.num_samples(split)), encoding), dataset.targets(split)
-    now = interval(recorded["name"], predict_condensed(path, x, y), y, split=split)
-    same = abs(now.value - recorded["value"]) <= 1e-3 * max(1.0, abs(recorded["value"]))
-    detail = f"{recorded['name']} on {split}: {now.value:.6g} now, {recorded['value']:.6g} recorded (n = {now.n})"
+    now = interval(recorded.name, predict_condensed(path, x, y), y, split=split)
+    same = abs(now.value - recorded.value) <= 1e-3 * max(1.0, abs(recorded.value))
+    detail = f"{recorded.name} on {split}: {now.value:.6g} now, {recorded.value:.6g} recorded (n = {now.n})"
     return {"name": "metric", "ok": same, "detail": detail}

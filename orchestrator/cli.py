@@ -285,7 +285,9 @@ def _with_target(overrides: list[str] | None, target: Path | None) -> list[str] 
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_json: Annotated[bool, typer.Option("--json", help="It is JSON in any case.")] = False,
+) -> None:
     """Print the spec's JSON Schema, for editors."""
     from jobs.spec import JobSpec
 

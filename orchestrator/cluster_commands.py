@@ -61,6 +61,7 @@ def _show(cluster: Any, as_json: bool) -> None:
         f"dashboard  {cluster.dashboard}",
         "",
         f"export {' '.join(f'{name}={value}' for name, value in cluster.client_environment.items())}",
+        "thresher serve                  # the queue, on this cluster",
         f"thresher run SPEC --address {cluster.address}",
         f"thresher submit SPEC --ray {cluster.dashboard}",
     ]

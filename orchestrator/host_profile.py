@@ -46,7 +46,7 @@ def target_override(path: Path) -> str:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError.at("--target", f"the profile can't be read: {error.strerror}", str(path), _ALLOWED) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SpecError.at("--target", "the profile is no JSON", str(path), _ALLOWED) from None
     if not isinstance(document, dict) or not isinstance(document.get("instructions"), list):
         raise SpecError.at("--target", "the profile lists no instructions", str(path), _ALLOWED)
@@ -56,6 +56,6 @@ def target_override(path: Path) -> str:
     target = {
         "name": str(document.get("processor") or path.stem),
         "instructions": document["instructions"],
-        "cuda": bool(document.get("cuda", False)),
+        "cuda": document.get("cuda", False),
     }
     return f"compress.target={json.dumps(target)}"

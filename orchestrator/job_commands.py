@@ -4,10 +4,14 @@ With --ray a command goes to that Ray cluster; else to the service at THRESHER_U
 cluster at RAY_API_SERVER_ADDRESS.
 """
 
+import difflib
+import io
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -22,12 +26,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 RayUrl = Annotated[str | None, typer.Option("--ray", help="Ray's dashboard address, http://head:8265.")]
 ENDS = {"SUCCEEDED": 0, "FAILED": 1, "CANCELLED": 130}
 """Exit codes for a job that was followed to its end."""
+_ID_SIGNS = 12
 
 
 def submit(
     spec: Spec,
     ray: RayUrl = None,
-    runs: Annotated[str, typer.Option("--runs", help="With --ray: the storage.")] = "runs",
+    runs: Annotated[str | None, typer.Option("--runs", help="With --ray: the storage; default: runs.")] = None,
     overrides: Overrides = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Stay, print the log, end with the job's exit code.")
@@ -48,16 +53,18 @@ def submit(
     if address := ray_address(ray):
         from orchestrator import submission
 
+        _refuse("the service", "THRESHER_URL, and no --ray", ("--key", key))
         jobs = submission.RemoteJobs(address)
-        job_id = jobs.submit(parsed, runs=runs, python=python)
+        job_id = jobs.submit(parsed, runs=runs or "runs", python=python)
         if as_json or detach:
             show({"job_id": job_id, "ray": jobs.address}, [job_id], as_json)
         if not detach:
             raise typer.Exit(jobs.follow(job_id, sys.stderr if as_json else sys.stdout))
         return
+    _refuse("a Ray cluster", "with --ray URL", ("--runs", runs), ("--python", python))
     with _client() as client:
         job = client.submit(parsed, key=key)
-        show(job.to_json(), [job.id], as_json)
+        show(_document(job), [job.id], as_json)
         if follow:
             raise typer.Exit(_follow(client, job.id, sys.stderr if as_json else sys.stdout))
 
@@ -71,21 +78,30 @@ def list_jobs(
 ) -> None:
     """List the service's jobs, newest first."""
     from itertools import islice
+    from typing import get_args
 
+    from orchestrator.client.shapes import JobState
+
+    states = tuple(each.upper() for each in state or ())
+    for each in states:
+        if each not in get_args(JobState):
+            known = [name.lower() for name in get_args(JobState)]
+            raise SpecError.at(
+                "--state", "no such state", each.lower(), ", ".join(known), _nearest(each.lower(), known)
+            )
     with _client() as client:
-        states = tuple(each.upper() for each in state or ())
         every = client.all_jobs(project=project, states=states, name=name, limit=min(limit, 200))
         jobs = list(islice(every, limit))
     rows = [(job.id, job.state, job.project, str(job.priority), time_text(job.submitted_ms), _why(job)) for job in jobs]
     head = ("JOB", "STATE", "PROJECT", "PRIORITY", "SUBMITTED", "")
-    show({"jobs": [job.to_json() for job in jobs]}, columns([head, *rows]), as_json)
+    show([_document(job) for job in jobs], columns([head, *rows]), as_json)
 
 
 def describe(job_id: Annotated[str, typer.Argument(metavar="JOB")], as_json: Json = False) -> None:
     """Show a job of the service: its state and why, its attempts, and what came out."""
     with _client() as client:
         job = client.describe(job_id)
-    show(job.to_json(), _detail_lines(job), as_json)
+    show(_document(job), _detail_lines(job), as_json)
 
 
 def status(job_id: Annotated[str, typer.Argument(metavar="JOB")], ray: RayUrl = None, as_json: Json = False) -> None:
@@ -108,21 +124,59 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Until the job ends; then with its exit code.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print {job_id, state, log}; with -f, once it ended.")
+    ] = False,
 ) -> None:
-    """Print the log of a submitted job."""
+    """Print the log of a submitted job. With --json and -f it is also told on stderr while it grows."""
+    written = _Copied(sys.stderr if follow else None) if as_json else sys.stdout
+    code = 0
     if address := ray_address(ray):
         from orchestrator import submission
 
         jobs = submission.RemoteJobs(address)
         if follow:
-            raise typer.Exit(jobs.follow(job_id, sys.stdout))
-        typer.echo("\n".join(jobs.log(job_id)))
-        return
-    with _client() as client:
-        if follow:
-            raise typer.Exit(_follow(client, job_id, sys.stdout))
-        for text in client.logs(job_id):
-            typer.echo(text, nl=False)
+            code = jobs.follow(job_id, written)
+        else:
+            written.write("".join(f"{line}\n" for line in jobs.log(job_id)))
+        state = jobs.status(job_id)["state"] if as_json else ""
+    else:
+        with _client() as client:
+            if follow:
+                code = _follow(client, job_id, written)
+            else:
+                for text in client.logs(job_id):
+                    written.write(text)
+            state = client.describe(job_id).state if as_json else ""
+    if isinstance(written, _Copied):
+        show({"job_id": job_id, "state": state, "log": written.getvalue()}, [], as_json)
+    raise typer.Exit(code)
+
+
+class _Copied(io.StringIO):
+    """Keeps what is written, and passes it on."""
+
+    def __init__(self, to: TextIO | None) -> None:
+        super().__init__()
+        self._to = to
+
+    def write(self, text: str) -> int:
+        if self._to is not None:
+            self._to.write(text)
+            self._to.flush()
+        return super().write(text)
+
+
+def _document(job: Any) -> dict[str, Any]:
+    """A job of the service under --json: the id also under the name that it has everywhere else."""
+    return {"job_id": job.id, **job.to_json()}
+
+
+def _refuse(whom: str, allowed: str, *options: tuple[str, str | None]) -> None:
+    """Options that the other kind of place would not look at. Raises SpecError."""
+    for name, value in options:
+        if value is not None:
+            raise SpecError.at(name, f"is for {whom} alone", value, allowed)
 
 
 def cancel(job_id: Annotated[str, typer.Argument(metavar="JOB")], ray: RayUrl = None, as_json: Json = False) -> None:
@@ -135,14 +189,14 @@ def cancel(job_id: Annotated[str, typer.Argument(metavar="JOB")], ray: RayUrl = 
         return
     with _client() as client:
         job = client.cancel(job_id)
-    show(job.to_json(), [_state_line(job)], as_json)
+    show(_document(job), [_state_line(job)], as_json)
 
 
 def resume_there(job_id: str, as_json: bool) -> None:
     """`thresher resume JOB` at the service: a new job that goes on in the old one's run."""
     with _client() as client:
         job = client.resume(job_id)
-    show(job.to_json(), [job.id], as_json)
+    show(_document(job), [job.id], as_json)
 
 
 def belongs_to_service(name: str, chosen: bool) -> bool:
@@ -208,6 +262,12 @@ def _why(job: Any) -> str:
     return job.reason or job.cause or ""
 
 
+def _nodes_text(placement: Sequence[str]) -> str:
+    """Nodes by the beginnings of their ids, as Ray's dashboard shows them; the whole ids are under --json."""
+    counts = Counter(placement)
+    return ", ".join(f"{node[:_ID_SIGNS]}{f' × {count}' if count > 1 else ''}" for node, count in counts.items())
+
+
 def _detail_lines(job: Any) -> list[str]:
     each = " ".join(f"{amount:g} {name}" for name, amount in job.demand.each.items())
     rows = [
@@ -223,10 +283,14 @@ def _detail_lines(job: Any) -> list[str]:
     ]
     for attempt in job.attempts:
         ended = ": ".join(filter(None, (attempt.outcome, attempt.cause, attempt.detail)))
-        rows.append((f"attempt {attempt.number}", f"{attempt.state} on {', '.join(attempt.placement)}  {ended}"))
+        rows.append((f"attempt {attempt.number}", f"{attempt.state} on {_nodes_text(attempt.placement)}  {ended}"))
     if job.summary is not None:
         metric = (job.summary.get("measurement") or {}).get("metric") or {}
         value = metric.get("value")
         shown = f", {metric.get('name')} {value:.4f} on {metric.get('split')}" if isinstance(value, float) else ""
         rows.append(("selected", f"{job.summary['selected']}{shown}"))
     return columns([row for row in rows if row[1]])
+
+
+def _nearest(text: str, known: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(text, known, n=1)), None)

@@ -184,7 +184,7 @@ def _classes(measurement: Measurement | None) -> list[str]:
 
 
 def _verdict(card: Mapping[str, Any], report: RunReport) -> list[str]:
-    allowed = {key: value for key, value in report.budget.items() if value not in (None, False)}
+    allowed = {key: value for key, value in report.budget.items() if value is not None and value is not False}
     budget = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in allowed.items()) or "none was set"
     chosen = report.selected
     if card.get("measurement") is None:

@@ -183,8 +183,9 @@ def _trained(job: Job, winner: Winner) -> StageManifest:
 
 def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "", lineage: tuple[Segment, ...] = ()) -> list[Trial]:
     """A phase of the search, as a stage: its finished trials are its result."""
-    from orchestrator.searching.search import SearchTask, run_search
+    from orchestrator.searching.search import run_search
     from orchestrator.searching.study.book import read_records
+    from orchestrator.searching.task import SearchTask
 
     assert base.search is not None
     num_trials, concurrency = base.search.num_trials(phase), base.search.concurrency or job.slots
@@ -233,11 +234,8 @@ def _search(job: Job, base: JobSpec, phase: Phase, suffix: str = "", lineage: tu
             if not job.watcher.ended:
                 raise
             trials = sorted(read_records(folder).values(), key=lambda trial: trial.number)
-            if len(trials) < num_trials:
-                unfinished.append(trials)  # and no complete stage: the next attempt goes on from here
-                job.run.event(
-                    "search_ended", stage=name, reason=job.watcher.ended, finished=len(trials), trials=num_trials
-                )
+            unfinished.append(trials)  # and no complete stage: the next attempt goes on from here
+            job.run.event("search_ended", stage=name, reason=job.watcher.ended, finished=len(trials), trials=num_trials)
         job.run.event("search_finished", phase=phase, stage=name, seconds=time.monotonic() - started)
         return None if unfinished else {"trials": [trial.to_json() for trial in trials]}
 

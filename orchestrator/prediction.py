@@ -22,6 +22,7 @@ from jobs.data.raw import Raw, take
 from jobs.errors import ArtifactError, SpecError
 from jobs.exchange import Exchange
 from jobs.export.card import read_card
+from jobs.export.contents import Serving
 from jobs.layout import ParallelLayout
 from jobs.requests import DividedPredictRequest, PredictRequest
 from jobs.storage import storage_errors
@@ -100,14 +101,15 @@ def predict_with(
     """
     layout = spread.layout
     card = read_card(folder)
-    encoding = Encoding.from_json(card["encoding"])
+    served = Serving.of(card, folder)
+    encoding, task = served.encoding, served.task
     place = _place(scratch, spread.address)
     tell = on_event or _ignore
     with model_folder(folder, place) as files:
         costs = block_costs_for(files, card, layout) if _divides(layout) else ()
         raw = read_samples(data, encoding)
         last_code, prompts = None, None
-        if card["task"] == "language_model":
+        if task == "language_model":
             if not isinstance(encoding, TextEncoding) or not isinstance(raw, np.ndarray):
                 raise ArtifactError(f"{folder} has a language model without a tokenizer")
             last_code, prompts = encoding.last_code, (encoding, raw)
@@ -127,7 +129,9 @@ def predict_with(
                     outputs = _gathered(workers, request, layout, tell)
     if not np.isfinite(outputs).all():
         raise ArtifactError(f"{folder} gives outputs that are not finite")
-    return Predictions(outputs, card["task"], tuple(card.get("classes", ())), prompts)
+    if task == "classification" and len(served.classes) != max(2, outputs.shape[1]):
+        raise ArtifactError(f"{folder} names {len(served.classes)} classes for {outputs.shape[1]} outputs")
+    return Predictions(outputs, task, served.classes, prompts)
 
 
 def _divides(layout: ParallelLayout) -> bool:

@@ -39,6 +39,7 @@ import base64
 import hashlib
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,7 @@ def render_html(report: RunReport) -> str:
     details = details_view(subject)
     pick = str(dig(report.spec, "compress.pick", "smallest"))
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         report=report,
         subject=subject,
         headline=headline(report, subject),
@@ -108,6 +102,19 @@ def render_html(report: RunReport) -> str:
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once: that takes about as long as rendering."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def summary_lines(report: RunReport) -> list[str]:

@@ -4,6 +4,7 @@ The service is the one at THRESHER_URL, the token that in THRESHER_TOKEN.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,8 +162,10 @@ def set_project(
     """Make a project, or change it: what is left out becomes the default."""
     from pydantic import ValidationError
 
-    from orchestrator.client.shapes import ProjectSettings
+    from orchestrator.client.shapes import NAME, ProjectSettings
 
+    if not re.fullmatch(NAME, name):
+        raise SpecError.at("PROJECT", "has characters that are not allowed", name, f"a match of {NAME}")
     if nominal is None and (borrow or lend):
         raise SpecError.at("--quota", "only what is owned can be lent, or borrowed beyond", allowed="--quota CPU=8")
     quota = None
@@ -246,8 +249,12 @@ def alias_model(
     as_json: Json = False,
 ) -> None:
     """Let an alias, such as production, point to this version: thresher model alias digits@3 production."""
+    from orchestrator.client.shapes import ALIAS
+
     project, name, reference = _name(model)
     with _client() as client:
+        if not re.fullmatch(ALIAS, alias):
+            raise SpecError.at("ALIAS", "has characters that are not allowed", alias, f"a match of {ALIAS}")
         version = client.model(name, reference, project=project).version
         found = client.set_alias(name, alias, version, project=project)
     show(found.to_json(), [f"{found.project}/{found.name}@{alias} is version {found.version}"], as_json)
@@ -260,6 +267,11 @@ def unalias_model(
     """Take an alias away; the version stays."""
     project, name, alias = _name(model)
     with _client() as client:
+        found = client.model(name, alias, project=project)  # to take away what is not there is no error for the service
+        if alias not in found.aliases:
+            here = f"{found.project}/{found.name}"
+            allowed = ", ".join(f"{here}@{each}" for each in found.aliases) or "an alias"
+            raise SpecError.at("MODEL", "this is no alias", model, allowed)
         client.delete_alias(name, alias, project=project)
     show({"deleted": model}, [f"deleted {model}"], as_json)
 

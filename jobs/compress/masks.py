@@ -36,9 +36,11 @@ def magnitude_masks(
 ) -> Masks:
     """Masks that leave out the smallest weights of all matrices, kernels and tables of embeddings; biases stay.
 
+    No layer is pruned away: each keeps at least its largest weight.
+
     Args:
         sparsity: share of zeros in each tensor, or in all of them together.
-        global_pruning: compare weights across layers; then every layer keeps at least its largest one.
+        global_pruning: compare weights across layers.
         ignore: names of layers, or of what they are in, that stay whole.
 
     Raises SpecError where nothing is left to mask.
@@ -58,8 +60,9 @@ def magnitude_masks(
 
 
 def _largest(magnitudes: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """A mask without the share of the smallest; of equal ones, the first in memory go."""
-    gone = torch.argsort(magnitudes.flatten(), stable=True)[: round(sparsity * magnitudes.numel())]
+    """A mask without the share of the smallest; of equal ones, the first in memory go. One weight stays in any case."""
+    going = min(round(sparsity * magnitudes.numel()), magnitudes.numel() - 1)
+    gone = torch.argsort(magnitudes.flatten(), stable=True)[:going]
     kept = torch.ones(magnitudes.numel(), dtype=torch.bool, device=magnitudes.device)
     kept[gone] = False
     return kept.view(magnitudes.shape)

@@ -29,6 +29,9 @@ _OUTPUT_BYTES = 128 << 20
 _FEWEST = 16
 """Held-out samples are as many as have outputs of so many bytes, but not fewer: a language model has a vocabulary of
 them for each step."""
+_PATIENCE = 5
+"""How many times its seconds a search may take where nothing that it has found keeps to the budget: on a busy machine
+the first variants alone take them, and are not the best."""
 _NO_LAYERS: tuple[str, ...] = ()
 _log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class Search:
     Attributes:
         full_range: whether 8-bit weights cannot saturate where the file will run: see `jobs.hardware`.
         max_variants: how many are made at most.
-        seconds: after which no further one is begun.
+        seconds: after which no further one is begun; five times that while all so far drop by more than is allowed.
         allowed_drop: of the metric, by the job's budget.
         pick: what the job wants of its artifact.
     """
@@ -123,7 +126,7 @@ def _best(maker: _Maker, source: Path, folder: Path, search: Search) -> tuple[Va
     began = time.monotonic()
     tried: list[Tried] = []
     ranking: tuple[str, ...] = ()
-    while len(tried) < search.max_variants and (not tried or time.monotonic() - began < search.seconds):
+    while len(tried) < search.max_variants and (not tried or time.monotonic() - began < _seconds(search, tried)):
         variant = next_variant(
             tried,
             full_range=search.full_range,
@@ -139,6 +142,11 @@ def _best(maker: _Maker, source: Path, folder: Path, search: Search) -> tuple[Va
     if not made:
         raise RuntimeError(tried[0].failed)
     return choose(made, pick=search.pick, tolerance=search.allowed_drop / 4).variant, ranking, tried
+
+
+def _seconds(search: Search, tried: list[Tried]) -> float:
+    kept = most_accurate(tried).drop <= search.allowed_drop
+    return search.seconds if kept else _PATIENCE * search.seconds
 
 
 def _tried(maker: _Maker, variant: Variant, ranking: tuple[str, ...], scale: "_Scale", folder: Path) -> Tried:

@@ -56,7 +56,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         card = read_json(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} holds no artifact: {CARD_NAME} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
     version = card.get("format_version") if isinstance(card, dict) else None
     if not isinstance(version, int):

@@ -251,7 +251,7 @@ def read_recipe(folder: Path) -> StoredRecipe:
     """Of a stored model. Raises ArtifactError if it is missing or damaged."""
     try:
         return StoredRecipe.from_json(read_json(folder / RECIPE_FILE))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder} holds no readable model: {error}") from error
 
 

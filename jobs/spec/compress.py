@@ -140,7 +140,7 @@ class StaticSearch(Section):
     max_variants: int = Field(default=8, ge=1, le=32)
     """How many are made and measured at most; 1: no search."""
     seconds: float = Field(default=60.0, gt=0.0, le=3600.0)
-    """After which no further one is begun."""
+    """After which no further one is begun; five times that while none keeps to the budget's drop."""
     held_out: int = Field(default=512, ge=16, le=100_000)
     """Training samples to compare on."""
 

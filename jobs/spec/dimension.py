@@ -10,6 +10,8 @@ from jobs.section import Section, illegal
 Value = bool | int | float | str
 
 MAX_GRID_VALUES = 1000
+MAX_CHOICES = 1000
+MAX_STEPS = 1_000_000_000
 
 
 class Dimension(Section):
@@ -19,7 +21,7 @@ class Dimension(Section):
     loguniform: tuple[float, float] | None = None
     int_uniform: tuple[int, int] | None = Field(default=None, alias="int")
     int_loguniform: tuple[int, int] | None = Field(default=None, alias="logint")
-    choice: tuple[Value, ...] | None = None
+    choice: tuple[Value, ...] | None = Field(default=None, max_length=MAX_CHOICES)
     step: float | None = Field(default=None, gt=0.0)
     """Of `uniform` and `int`: only low, low + step, … are taken."""
     when: dict[str, Value | tuple[Value, ...]] | None = Field(default=None, min_length=1)
@@ -34,8 +36,8 @@ class Dimension(Section):
         if self.choice is not None:
             if not self.choice:
                 raise illegal("a choice without values can't be searched", "at least one value")
-            if len({(type(v), v) for v in self.choice}) != len(self.choice):
-                raise illegal("a choice lists the same value twice", "each value once")
+            if len(set(self.choice)) != len(self.choice):  # Optuna knows values by `==`, as a set does
+                raise illegal("a choice lists the same value twice (1, 1.0 and true are the same)", "each value once")
         if self.bounds is not None:
             low, high = self.bounds
             if low >= high:
@@ -53,6 +55,8 @@ class Dimension(Section):
         if self.int_uniform is not None and step != int(step):
             raise illegal("the step of an int is a whole number", "a whole number", at="step")
         low, high = bounds
+        if (_exact(high) - _exact(low)) / _exact(step) > MAX_STEPS:
+            raise illegal(f"the range from {low} to {high} has too many steps", f"at most {MAX_STEPS:,}", at="step")
         if (_exact(high) - _exact(low)) % _exact(step):
             raise illegal(f"the range from {low} to {high} is no whole number of steps", "a divisor of it", at="step")
 

@@ -126,7 +126,8 @@ def _space_problems(spec: JobSpec) -> list[Problem]:
     problems: list[Problem] = []
     if spec.search is None:
         return problems
-    base = spec.document()
+    # Without the search, which is looked at already: a long one would be looked at again for every value of it.
+    base = spec.document() | {"search": None}
     # What a trial is made of: the choices change which other keys there are. Where one of them is wrong, it is said
     # of that one alone.
     beside_choices = _refusal(base, completed(spec.search.space, {})) is None

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from jobs.section import Section, illegal
 from jobs.spec.dimension import MAX_GRID_VALUES, Dimension
-from jobs.spec.space import Grid, is_conditional, space_problem
+from jobs.spec.space import MAX_COMBINATIONS, Grid, is_conditional, space_problem
 
 Direction = Literal["min", "max"]
 Phase = Literal["train", "compress", "joint"]
@@ -133,6 +133,12 @@ class Search(Section):
                 return illegal(
                     f"a grid needs countable dimensions, and {', '.join(endless)} is continuous",
                     f"choice, or int or uniform with a step, with up to {MAX_GRID_VALUES} values",
+                    at="space",
+                )
+            if (combinations := Grid(self.space).combinations) > MAX_COMBINATIONS:
+                return illegal(
+                    f"a grid lists the values that others depend on (when): {combinations:,} combinations are too many",
+                    f"at most {MAX_COMBINATIONS:,}, or another algorithm",
                     at="space",
                 )
         if name == "cmaes":

@@ -1,7 +1,6 @@
 """What holds of several dimensions together: conditions, the points of a grid, what must be legal. Pure functions."""
 
 import difflib
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -12,6 +11,13 @@ from jobs.section import illegal
 from jobs.spec.dimension import Dimension, Value
 
 Space = Mapping[str, Dimension]
+
+MAX_SETTINGS = 64
+"""Combinations of parents' values that a key is tried under; of more so many, evenly."""
+MAX_PAIRED = 16
+"""Values of two keys that are tried beside each other, of each; of more so many, evenly."""
+MAX_COMBINATIONS = 10_000
+"""Combinations of the values that others depend on, which a grid lists."""
 
 
 def is_active(dimension: Dimension, values: Mapping[str, Value]) -> bool:
@@ -50,6 +56,12 @@ def space_problem(space: Space) -> PydanticCustomError | None:
     for key in space:
         if not any(settings(space, key)) and space[key].when:
             return _at(key, "is never there: its conditions exclude one another", "conditions that can hold together")
+    for key in space:
+        for part in range(1, key.count(".") + 1):
+            whole = key.rsplit(".", part)[0]
+            if whole in space:
+                message = f"{key} lies within {whole}, which is searched as a whole and would take its place"
+                return illegal(message, f"{whole}.name for {whole}", at=f"space.{key}")
     return None
 
 
@@ -112,6 +124,12 @@ class Grid:
     def __init__(self, space: Space) -> None:
         self.space = {key: space[key] for key in ordered(space)}
 
+    @property
+    def combinations(self) -> int:
+        """Of the values that others depend on; at least as many as there are."""
+        parents = {parent for dimension in self.space.values() for parent in dimension.conditions}
+        return math.prod(self.space[parent].count or 0 for parent in parents)
+
     @cached_property
     def _blocks(self) -> tuple[tuple[dict[str, Value], tuple[str, ...], int], ...]:
         """The values that others depend on, in each combination; the other keys that are there, and their points."""
@@ -155,6 +173,8 @@ class Grid:
 def settings(space: Space, key: str) -> Iterator[dict[str, Value]]:
     """The values of parents under which a key is there, in each combination; one empty setting without a condition.
 
+    Of more than `MAX_SETTINGS` so many.
+
     >>> space = {"a": Dimension(choice=(1, 2, 3)), "b": Dimension(uniform=(0, 1), when={"a": (2, 3)})}
     >>> list(settings(space, "b"))
     [{'a': 2}, {'a': 3}]
@@ -168,8 +188,24 @@ def settings(space: Space, key: str) -> Iterator[dict[str, Value]]:
             need(parent)
 
     need(key)
-    for values in itertools.product(*needed.values()):
-        yield dict(zip(needed, values, strict=True))
+    count = math.prod(len(values) for values in needed.values())
+    for index in _evenly(count, MAX_SETTINGS):
+        setting = {}
+        for parent in reversed(needed):
+            index, place = divmod(index, len(needed[parent]))
+            setting[parent] = needed[parent][place]
+        yield {parent: setting[parent] for parent in needed}
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """The numbers below `count`, or `most` of them, the first and the last among them.
+
+    >>> _evenly(3, 4), _evenly(10, 4)
+    ([0, 1, 2], [0, 3, 6, 9])
+    """
+    if count <= most:
+        return list(range(count))
+    return [place * (count - 1) // (most - 1) for place in range(most)]
 
 
 def probes(space: Space, key: str) -> Iterator[dict[str, Value]]:
@@ -180,15 +216,17 @@ def probes(space: Space, key: str) -> Iterator[dict[str, Value]]:
 
 
 def pairs(space: Space, key: str) -> Iterator[dict[str, Value]]:
-    """Values of a key with each value of every choice that is there beside it: what trials will combine."""
+    """Values of a key with those of every choice that is there beside it: what trials will combine."""
     for other, dimension in space.items():
         if other == key or dimension.choice is None:
             continue
-        for probe in probes(space, key):
+        every = list(probes(space, key))
+        beside = [dimension.choice[place] for place in _evenly(len(dimension.choice), MAX_PAIRED)]
+        for probe in (every[place] for place in _evenly(len(every), MAX_PAIRED)):
             for setting in settings(space, other):
                 if any(parent in probe and probe[parent] != value for parent, value in setting.items()):
                     continue
-                for value in dimension.choice:
+                for value in beside:
                     together = {**setting, **probe, other: value}
                     if other not in probe and _stand_together(space, together):
                         yield together

@@ -15,7 +15,9 @@ TERMINAL: tuple[JobState, ...] = ("SUCCEEDED", "FAILED", "CANCELLED")
 Role = Literal["viewer", "submitter", "admin"]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""Names of projects, models, aliases and tokens; as of a spec's `name`."""
+"""Names of projects, models and tokens; as of a spec's `name`."""
+ALIAS = r"^[A-Za-z][A-Za-z0-9._-]{0,63}$"
+"""Not a number: that would be a version."""
 
 
 class Shape(BaseModel):

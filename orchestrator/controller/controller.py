@@ -48,6 +48,7 @@ _PERIOD_S = 0.5
 LEASE_S = 15.0
 _IDLE_LOOK_S = 5.0
 """Between looks at the nodes while no job waits for any."""
+_SAY_AGAIN_S = 60.0
 
 
 class Submissions(States, Protocol):
@@ -87,6 +88,8 @@ class Controller:
         """Submission id -> Ray's id of its driver: of live attempts, and of those that Ray is still clearing away."""
         self._looked_at = -_IDLE_LOOK_S
         self._taken: Mapping[str, Resources] = {}
+        self._said: dict[str, float] = {}
+        """When each warning was logged last: a trouble that lasts comes up in each pass."""
 
     def wake(self) -> None:
         """Something was submitted or asked: the next pass begins at once."""
@@ -109,9 +112,9 @@ class Controller:
                 logger.warning("%s", error)
                 self._lease = None
             except StoreUnavailable as error:
-                logger.warning("the database is away, and nothing is changed: %s", error)
+                self._say_once("the database is away, and nothing is changed: %s", error)
             except OSError as error:
-                logger.warning("a run directory cannot be read, and nothing is changed: %s", error)
+                self._say_once("a run directory cannot be read, and nothing is changed: %s", error)
             self._wake.wait(_PERIOD_S)
         if self._lease is not None:
             self._store.release_lease(self._lease)
@@ -140,10 +143,18 @@ class Controller:
         try:
             nodes = self._nodes(jobs)
         except ClusterUnreachable as error:
-            logger.warning("nothing is started: %s", error)
+            self._say_once("nothing is started: %s", error)
             return
+        self._said.pop("nothing is started: %s", None)
         if waits:
             self._decide(self._lease, nodes, jobs)
+
+    def _say_once(self, what: str, error: Exception) -> None:
+        """Logs a warning, and then again each minute that it holds."""
+        now = time.monotonic()
+        if now - self._said.get(what, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
+            self._said[what] = now
+            logger.warning(what, error)
 
     # --- what is -----------------------------------------------------------------------------------------------
 

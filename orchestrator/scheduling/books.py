@@ -5,10 +5,11 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.scheduling.ledger import Ask, Places
+from orchestrator.scheduling.ledger import Ask
 from orchestrator.scheduling.placing import Amounts, Bundle, capacities
 from orchestrator.scheduling.quota import Needs, Quotas
 from orchestrator.scheduling.records import Demand, Job, Project, Resources, Snapshot
+from orchestrator.scheduling.releases import Places
 
 
 class Books:

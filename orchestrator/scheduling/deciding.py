@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from orchestrator.scheduling.books import Books
-from orchestrator.scheduling.ledger import NEVER, Ask, Holding, Places
+from orchestrator.scheduling.ledger import NEVER, Ask
 from orchestrator.scheduling.lines import Line, Lines
 from orchestrator.scheduling.placing import place
 from orchestrator.scheduling.reasons import (
@@ -32,6 +32,7 @@ from orchestrator.scheduling.records import (
     Start,
     Wait,
 )
+from orchestrator.scheduling.releases import Holding, Places
 from orchestrator.scheduling.standing import Standing
 from orchestrator.scheduling.victims import Victims
 from orchestrator.scheduling.waiting import Waiting
@@ -146,12 +147,7 @@ class _Pass:
         if not (room.fits() and all(room.capacity[node] >= count for node, count in places)):
             return False
         self._hold(ask, places)
-        rows = {node for node, _ in places}
-        leaving = {
-            gang.job.id
-            for gang, holding, _ in self._standing.running
-            if gang.leaving_since_ms is not None and rows & set(holding.rows.tolist())
-        }
+        leaving = self._standing.leaving_from(node for node, _ in places)
         self._say(one, victims_text(leaving) if leaving else "waiting for what it was promised")
         return True
 

@@ -6,7 +6,6 @@ promised starts room only grows. So a few *moments* are all that has to be looke
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,40 +13,10 @@ from numpy.typing import NDArray
 
 from orchestrator.scheduling.placing import Amounts, Bundle, capacities
 from orchestrator.scheduling.quota import Needs, Quotas, allows
+from orchestrator.scheduling.releases import Holding, Moment, Releases
 
 NEVER = 1 << 61
 """The end of a gang without a time limit."""
-
-Places = list[tuple[int, int]]
-"""(node, bundles on it)."""
-
-
-class Holding(NamedTuple):
-    """What a gang holds: `rows` are its nodes, `held` (rows, resources) what it has on each."""
-
-    project: int
-    rows: NDArray[np.int64]
-    held: Amounts
-    total: Amounts
-
-    @classmethod
-    def of(cls, project: int, bundle: Bundle, workers: int, places: Places) -> "Holding":
-        rows = np.array([node for node, _ in places], np.int64)
-        counts = np.array([count for _, count in places], np.int64)
-        return cls(project, rows, counts[:, None] * bundle.vector, workers * bundle.vector)
-
-
-@dataclass
-class Moment:
-    """The state at a point of time, with all that is promised by then."""
-
-    time_ms: int
-    free: Amounts
-    usage: Amounts
-
-    def take(self, holding: Holding, sign: int = 1) -> None:
-        self.free[holding.rows] -= sign * holding.held
-        self.usage[holding.project] += sign * holding.total
 
 
 class Ask(NamedTuple):
@@ -71,15 +40,22 @@ class Ledger:
 
     Args:
         releases: what runs now, and until when.
+        soon_ms: the time that is asked for most.
     """
 
-    def __init__(self, quotas: Quotas, now: Moment, releases: Iterable[tuple[int, Holding]]) -> None:
+    def __init__(
+        self, quotas: Quotas, now: Moment, releases: Iterable[tuple[int, Holding]], soon_ms: int | None = None
+    ) -> None:
         self.quotas = quotas
+        self._soon_ms = soon_ms
         self.now = now
         self.later: list[Moment] = []
-        self._releases = list(releases)
-        self._promises: list[tuple[int, int, Holding]] = []
-        self._flat: _Flat | None = None
+        self._releases = {id(holding): (time_ms, holding) for time_ms, holding in releases}
+        """What ends, in the order in which it came; a holding is the same one from its start to its end."""
+        self._promises: dict[tuple[int, int], Moment] = {}
+        """By start and end, with what all promises of these times hold together."""
+        self._in_time = Releases(self._releases.values())
+        self._soon: Moment | None = None
         self._room: dict[int, Amounts] = {}
         self._capacity: dict[tuple[bytes, int], tuple[int, NDArray[np.int64], int]] = {}
         self._touched: list[int] = []
@@ -173,6 +149,8 @@ class Ledger:
         """A gang starts. One without a limit counts even where all others without a limit are thought to have ended."""
         for moment in (self.now, *self.later[: self.moments_before(end_ms + (end_ms == NEVER))]):
             moment.take(holding)
+        if self._soon is not None and self._soon.time_ms < end_ms:
+            self._soon.take(holding)
         self._release_at(holding, end_ms)
         self.moves += 1
         self._changed()
@@ -181,13 +159,13 @@ class Ledger:
             lowest[holding.rows] = self._lowest_of(count, holding.rows)
 
     def _release_at(self, holding: Holding, time_ms: int) -> None:
-        self._releases.append((time_ms, holding))
-        self._flat = None
+        self._releases[id(holding)] = (time_ms, holding)
+        self._in_time.add(time_ms, holding)
 
     def leaves_at(self, holding: Holding, before_ms: int, time_ms: int) -> None:
         """A gang that was expected to end at `before_ms` goes at `time_ms` already."""
-        self._releases = [one for one in self._releases if one[1] is not holding]
-        for moment in self.later:
+        self._in_time.remove(*self._releases.pop(id(holding)))
+        for moment in (*self.later, *([self._soon] if self._soon else [])):
             if time_ms <= moment.time_ms < before_ms:
                 moment.take(holding, -1)
         self._release_at(holding, time_ms)
@@ -197,29 +175,47 @@ class Ledger:
         """A start that nothing lower may delay."""
         new = all(moment.time_ms != start_ms for moment in self.later)
         if new:
-            insort(self.later, self.at(start_ms), key=lambda moment: moment.time_ms)
-        for moment in self.later:
+            insort(self.later, self._made(start_ms), key=lambda moment: moment.time_ms)
+        for moment in (*self.later, *([self._soon] if self._soon else [])):
             if start_ms <= moment.time_ms < end_ms:
                 moment.take(holding)
         if new and start_ms >= NEVER:
             self._stay_beside(self.later[-1])
-        self._promises.append((start_ms, end_ms, holding))
+        if (start_ms, end_ms) not in self._promises:
+            none = np.zeros_like(self.now.free), np.zeros_like(self.now.usage)
+            self._promises[start_ms, end_ms] = Moment(start_ms, *none)
+        self._promises[start_ms, end_ms].take(holding, -1)
         self._forget()
 
     def _stay_beside(self, moment: Moment) -> None:
         """Of the gangs without a limit only those must end that the promised start needs to: others are still there."""
-        for time, holding in self._releases:
+        for time, holding in self._releases.values():
             if time >= NEVER and (moment.free[holding.rows] >= holding.held).all():
                 moment.take(holding)
 
     def at(self, time_ms: int) -> Moment:
-        """The state then, if nothing starts but what was promised."""
-        flat = self._flattened()
-        moment = Moment(time_ms, self.now.free.copy(), self.now.usage.copy())
-        flat.release(bisect_right(flat.times, time_ms), moment)
-        for start_ms, end_ms, holding in self._promises:
+        """The state then, if nothing starts but what was promised. Do not write into it.
+
+        `soon_ms` is asked for after every change, other times are not: that one is kept up to date.
+        """
+        if time_ms != self._soon_ms:
+            return self._made(time_ms)
+        if self._soon is None:
+            self._soon = self._made(time_ms)
+        return self._soon
+
+    def _made(self, time_ms: int) -> Moment:
+        moment = self._released(time_ms)
+        for (start_ms, end_ms), promised in self._promises.items():
             if start_ms <= time_ms < end_ms:
-                moment.take(holding)
+                moment.free -= promised.free
+                moment.usage -= promised.usage
+        return moment
+
+    def _released(self, time_ms: int) -> Moment:
+        """The state then, if nothing starts."""
+        moment = Moment(time_ms, self.now.free.copy(), self.now.usage.copy())
+        self._in_time.release(time_ms, moment)
         return moment
 
     def room(self, ask: Ask, start_ms: int, without: Sequence[tuple[Holding, int]] = ()) -> "Room":
@@ -236,8 +232,8 @@ class Ledger:
         Exact as long as nothing is promised; then, of the times before the last promised start, the first 64 that are
         possible at all are looked at.
         """
-        flat = self._flattened()
-        times = sorted({time for time in flat.times if time <= until_ms} | self._ends(until_ms))
+        times = self._in_time.times
+        times = sorted({*times[: bisect_right(times, until_ms)], *self._ends(until_ms)})
         settled = bisect_right(times, self.later[-1].time_ms) if self.later else 0
         unhindered = self._first(times, settled, len(times), ask)
         if settled:
@@ -254,20 +250,12 @@ class Ledger:
             if promises:
                 fits = self.room(ask, times[middle]).fits()
             else:
-                moment = Moment(times[middle], self.now.free.copy(), self.now.usage.copy())
-                flat = self._flattened()
-                flat.release(bisect_right(flat.times, times[middle]), moment)
-                fits = Room(self, ask, [moment]).fits()
+                fits = Room(self, ask, [self._released(times[middle])]).fits()
             low, high = (low, middle) if fits else (middle + 1, high)
         return low
 
     def _ends(self, until_ms: int) -> set[int]:
-        return {end for _, end, _ in self._promises if end <= until_ms}
-
-    def _flattened(self) -> "_Flat":
-        if self._flat is None:
-            self._flat = _Flat(self._releases)
-        return self._flat
+        return {end for _, end in self._promises if end <= until_ms}
 
     def _lowest(self, count: int) -> Amounts:
         if count == 0:
@@ -289,27 +277,6 @@ class Ledger:
         self._counts.clear()
         self.moves += 1
         self._changed()
-
-
-class _Flat:
-    """Releases in the order of time, so that many are added in one step."""
-
-    def __init__(self, releases: Iterable[tuple[int, Holding]]) -> None:
-        ordered = sorted(releases, key=lambda one: one[0])
-        self.times = [time for time, _ in ordered]
-        sizes = [len(holding.rows) for _, holding in ordered]
-        self.offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        if ordered:
-            self.rows = np.concatenate([holding.rows for _, holding in ordered])
-            self.held = np.concatenate([holding.held for _, holding in ordered])
-            self.projects = np.array([holding.project for _, holding in ordered], np.int64)
-            self.totals = np.array([holding.total for _, holding in ordered])
-
-    def release(self, count: int, moment: Moment) -> None:
-        if count:
-            end = self.offsets[count]
-            np.add.at(moment.free, self.rows[:end], self.held[:end])
-            np.subtract.at(moment.usage, self.projects[:count], self.totals[:count])
 
 
 class Room:

@@ -1,6 +1,6 @@
 """What runs, kept from pass to pass, and the ledger that a pass writes into."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.scheduling.books import Books
-from orchestrator.scheduling.ledger import NEVER, Holding, Ledger, Moment
+from orchestrator.scheduling.ledger import NEVER, Ledger
 from orchestrator.scheduling.placing import Amounts, Bundle
 from orchestrator.scheduling.records import Gang
+from orchestrator.scheduling.releases import Holding, Moment
 
 
 class Running(NamedTuple):
@@ -29,8 +30,16 @@ class Standing:
         self._free, self._usage, staying = books.idle.copy(), books.no_usage(), books.no_usage()
         self._shares: dict[int, int] = {}
         self._running = {one.gang.job.id: one for one in self._charge(list(gangs), staying)}
+        self._leaving: dict[int, list[str]] = defaultdict(list)
+        for one in self._running.values():
+            if one.gang.leaving_since_ms is not None:
+                self._note_leaving(one)
         self.staying: list[list[int]] = staying.tolist()
         """Use by project of the gangs that were not told to leave."""
+
+    def leaving_from(self, rows: Iterable[int]) -> set[str]:
+        """The jobs that were told to leave and hold something on one of these nodes."""
+        return {job for row in rows for job in self._leaving.get(row, ())}
 
     @property
     def running(self) -> list[Running]:
@@ -40,7 +49,7 @@ class Standing:
     def ledger(self) -> Ledger:
         """For one pass, which writes into it."""
         now = Moment(self._books.now_ms, self._free.copy(), self._usage.copy())
-        return Ledger(self._books.quotas, now, [(one.end_ms, one.holding) for one in self.running])
+        return Ledger(self._books.quotas, now, [(one.end_ms, one.holding) for one in self.running], self._books.soon_ms)
 
     def start(self, gang: Gang, holding: Holding) -> None:
         self._running[gang.job.id] = Running(gang, holding, self._end(gang))
@@ -52,7 +61,12 @@ class Standing:
         """It is told to: until it is gone it holds what it has."""
         gang = replace(one.gang, leaving_since_ms=self._books.now_ms)
         self._running[gang.job.id] = Running(gang, one.holding, self._end(gang))
+        self._note_leaving(one)
         self._stay(gang, one.holding, -1)
+
+    def _note_leaving(self, one: Running) -> None:
+        for row in one.holding.rows.tolist():
+            self._leaving[row].append(one.gang.job.id)
 
     def _stay(self, gang: Gang, holding: Holding, sign: int) -> None:
         for column, need in self._books.needs(gang.job.demand):

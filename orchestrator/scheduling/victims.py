@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.scheduling.books import Books
-from orchestrator.scheduling.ledger import Ask, Ledger, Moment, Room
+from orchestrator.scheduling.ledger import Ask, Ledger, Room
 from orchestrator.scheduling.placing import Amounts, capacities
 from orchestrator.scheduling.quota import allows
 from orchestrator.scheduling.records import Job
+from orchestrator.scheduling.releases import Moment
 from orchestrator.scheduling.standing import Running, Standing
 
 _FEW = 16

@@ -6,40 +6,22 @@ and whose generations come from `orchestrator.searching.population`.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray.tune.search import Searcher
 
 from jobs.records import Trial
-from jobs.spec import JobSpec
-from jobs.spec.search import Phase
 from orchestrator.runs import read_lines
 from orchestrator.searching.population import Standing, generation_ends, next_generation
 from orchestrator.searching.study import Study
 from orchestrator.searching.study.book import append_line
+from orchestrator.searching.task import SearchTask
 from orchestrator.searching.trials import Leg, TrialTask
 
 LOST = "worker lost: the process that ran the trial"
 POPULATION = "population.jsonl"
-
-
-class Asked(Protocol):
-    """What an asker needs of a search; `orchestrator.searching.search.SearchTask` is one."""
-
-    @property
-    def base(self) -> JobSpec: ...
-    @property
-    def phase(self) -> Phase: ...
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def on_trial(self) -> Callable[[Trial], None]: ...
-    @property
-    def on_event(self) -> Callable[[dict[str, Any]], None]: ...
-    @property
-    def should_stop(self) -> Callable[[], bool]: ...
 
 
 def _row(report: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +34,7 @@ class Asker(Searcher):
     A trial whose actor died is run again by Tune without a word to the searcher: its first epochs come twice.
     """
 
-    def __init__(self, task: Asked, study: Study) -> None:
+    def __init__(self, task: SearchTask, study: Study) -> None:
         super().__init__(metric="metric", mode=task.base.metric_direction)
         self.task, self.study = task, study
         self.live: dict[str, TrialTask] = {}
@@ -60,12 +42,14 @@ class Asker(Searcher):
         self.since: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.task.should_stop():
-            return Searcher.FINISHED
-        while (asked := self.study.ask()) is not None and asked.repeated is not None:
-            self.task.on_trial(asked.repeated)
-        if asked is None:
-            return Searcher.FINISHED
+        asked = None
+        # Whoever is told of a trial may end the search: then no other one is asked for.
+        while asked is None:
+            if self.task.should_stop() or (asked := self.study.ask()) is None:
+                return Searcher.FINISHED
+            if asked.repeated is not None:
+                self.task.on_trial(asked.repeated)
+                asked = None
         number, params = asked.number, asked.params
         self.live[trial_id] = TrialTask(number, self.task.phase, params)
         self.curves[trial_id], self.since[trial_id] = {}, time.monotonic()
@@ -143,7 +127,7 @@ class PopulationAsker(Asker):
         evaluations: the steps after which validation is looked at.
     """
 
-    def __init__(self, task: Asked, study: Study, evaluations: Sequence[int]) -> None:
+    def __init__(self, task: SearchTask, study: Study, evaluations: Sequence[int]) -> None:
         super().__init__(task, study)
         assert task.base.search is not None
         self.search = task.base.search

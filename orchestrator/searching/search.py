@@ -10,11 +10,9 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import ray
 from ray import tune
@@ -22,10 +20,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from cluster.placement import bundles, check_fits
 from jobs.errors import Interrupted, JobFailed, SpecError, StorageError
-from jobs.layout import ParallelLayout
-from jobs.records import Segment, Trial
-from jobs.spec import JobSpec
-from jobs.spec.search import Phase, Search
+from jobs.records import Trial
 from jobs.storage import write_json
 from orchestrator.runs import Storage
 from orchestrator.searching.asker import Asker, PopulationAsker
@@ -34,6 +29,7 @@ from orchestrator.searching.interruption import Interruption
 from orchestrator.searching.scratch import Staging, remove_scratch
 from orchestrator.searching.seat import TrialActor
 from orchestrator.searching.study import Study
+from orchestrator.searching.task import SearchTask
 from orchestrator.searching.trials import count_causes
 
 logger = logging.getLogger(__name__)
@@ -44,47 +40,13 @@ _BEGUN = "begun"
 """Folder below the search's: for each trial the stages that it began, so that what it left can be removed."""
 
 
-@dataclass(frozen=True)
-class SearchTask:
-    """One phase of a search.
-
-    Attributes:
-        base: what the trials differ from.
-        evaluations: the steps after which a training looks at validation, and can be stopped.
-        trained: in the phase `compress`, the lineage of the winner's model, where it has one.
-        folder: where the study and the finished trials are kept; a search that was broken off goes on from there.
-        slots: how many trials fit the free resources at a time.
-        watched: somebody decides upon each epoch whether the search goes on.
-    """
-
-    base: JobSpec
-    phase: Phase
-    storage: Path
-    dataset: Path
-    code: str
-    layout: ParallelLayout
-    evaluations: tuple[int, ...]
-    trained: tuple[Segment, ...]
-    folder: Path
-    slots: int
-    on_trial: Callable[[Trial], None]
-    on_event: Callable[[dict[str, Any]], None]
-    should_stop: Callable[[], bool] = field(default=lambda: False)
-    watched: bool = False
-
-    @property
-    def search(self) -> Search:
-        assert self.base.search is not None
-        return self.base.search
-
-
 def run_search(task: SearchTask) -> list[Trial]:
     """Runs one phase to its end; trials that an earlier attempt finished are kept.
 
     Raises:
         SpecError: the cluster can never hold a trial's workers.
         JobFailed: every trial failed; the causes are counted.
-        Interrupted: `should_stop` asked for an early end.
+        Interrupted: `should_stop` asked for an early end, before all trials were finished.
     """
     study = Study(task.base, task.phase, task.folder)
     if len(study.finished) < study.total:
@@ -95,7 +57,7 @@ def run_search(task: SearchTask) -> list[Trial]:
                 shutil.rmtree(task.folder)  # it could not even start
             raise
     finished = study.finished
-    if task.should_stop():
+    if len(finished) < study.total and task.should_stop():
         raise Interrupted("the search was stopped; finished trials are kept")
     _remove_remains(task, finished)
     if not any(trial.state == "completed" for trial in finished):

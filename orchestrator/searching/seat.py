@@ -31,11 +31,13 @@ from orchestrator.stages import Stages
 
 logger = logging.getLogger(__name__)
 
-STEP_TIMEOUT_S = 3600.0
+LOOK_S = 60.0
+"""How often a trial that shows nothing is looked at."""
 GATHER_S = 0.5
 """How long epochs are gathered before they are shown to Tune, where nobody decides upon a single one. Half as long
 they are gathered at the worker before: what is shown is late by the sum of both at most."""
 STOP_TIMEOUT_S = 60.0
+"""Beside the grace that the workers have for a last checkpoint."""
 
 
 class TrialActor(tune.Trainable):
@@ -133,10 +135,7 @@ class TrialActor(tune.Trainable):
         epochs.put({"trial": lost_to_memory(trial, oom_kills() - killed).to_json()})
 
     def step(self) -> dict[str, Any]:
-        try:
-            items = [self.epochs.get(timeout=STEP_TIMEOUT_S)]
-        except queue.Empty:
-            raise JobFailed(f"the trial has shown no epoch for {STEP_TIMEOUT_S:.0f} s") from None
+        items = [self._shown_next()]
         until = time.monotonic() + self.gather_s
         while "trial" not in items[-1] and (left := until - time.monotonic()) > 0:
             with suppress(queue.Empty):
@@ -154,11 +153,21 @@ class TrialActor(tune.Trainable):
         trained = last.get("total_steps") == last["step"]
         return result | {"metric": last["metric"], "epochs": self.shown, "trained": trained}
 
+    def _shown_next(self) -> dict[str, Any]:
+        """An epoch may take hours. A trial whose workers are stuck ends by itself, after `retry.stall_timeout_s`."""
+        while self.thread.is_alive():
+            with suppress(queue.Empty):
+                return self.epochs.get(timeout=LOOK_S)
+        with suppress(queue.Empty):
+            return self.epochs.get_nowait()
+        raise JobFailed("the trial ended without a word of what became of it")
+
     def _end(self) -> None:
         self.stopping.set()
-        self.thread.join(STOP_TIMEOUT_S)
+        timeout_s = STOP_TIMEOUT_S + self.base.retry.grace_s
+        self.thread.join(timeout_s)
         if self.thread.is_alive():
-            raise JobFailed(f"the trial did not stop within {STOP_TIMEOUT_S:.0f} s")
+            raise JobFailed(f"the trial did not stop within {timeout_s:.0f} s")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end()

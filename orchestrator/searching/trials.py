@@ -11,6 +11,7 @@ from jobs.spec import JobSpec
 from jobs.spec.compress import Budget
 from jobs.spec.search import Phase
 from orchestrator.family import family
+from orchestrator.searching.progress import kind_of_cause
 from orchestrator.selection import fits
 from orchestrator.stages import Stages
 
@@ -147,7 +148,7 @@ def count_causes(trials: Sequence[Trial]) -> str:
     """
     kinds: dict[str, list[str]] = {}
     for trial in trials:
-        kinds.setdefault(trial.cause.partition(":")[0], []).append(trial.cause)
+        kinds.setdefault(kind_of_cause(trial.cause.partition(":")[0]), []).append(trial.cause)
     ordered = sorted(kinds.values(), key=len, reverse=True)
     return "; ".join(f"{len(causes)} × {causes[0]}" for causes in ordered)
 

@@ -1,6 +1,7 @@
 """What the service may be told when it starts, and what it refuses to start with."""
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,8 @@ class Listen:
         for option, path in (("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)):
             if path is not None and not path.is_file():
                 raise SpecError.at(option, "no such file", str(path))
+        if self.tls_cert is not None:
+            _check_pair(self.tls_cert, self.tls_key)
         if not on_loopback(self.host) and self.tls_cert is None and not self.insecure:
             raise SpecError.at(
                 "--host",
@@ -82,6 +85,17 @@ class Listen:
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+
+def _check_pair(cert: Path, key: Path | None) -> None:
+    """Raises SpecError for files that TLS cannot use, rather than when the first connection comes."""
+    try:
+        # An encrypted key would ask for its password on the terminal; with an empty one it is refused instead.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, lambda: "")
+    except (OSError, ValueError) as error:  # ssl's own errors are of the first kind
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        what = f"TLS cannot use this certificate with its key: {reason}"
+        raise SpecError.at("--tls-cert", what, str(cert), "PEM: a certificate chain, and its key unencrypted") from None
 
 
 def on_loopback(host: str) -> bool:

@@ -206,6 +206,11 @@ def _sqlite_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
+def is_no_store(error: sqlite3.Error) -> bool:
+    """Whether the file is damaged, no database, or lacks the tables that were asked for."""
+    return _sqlite_code(error) in _SQLITE_DAMAGED | {sqlite3.SQLITE_ERROR}
+
+
 def _first_line(error: exc.SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 

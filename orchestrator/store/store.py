@@ -18,8 +18,8 @@ from jobs.storage import fsync
 from orchestrator.scheduling import Project
 from orchestrator.store import access, leases, migrating, paging, pruning, reconciling, registry, rows, submitting
 from orchestrator.store import records as r
-from orchestrator.store.database import Database, Transaction
-from orchestrator.store.errors import StoreUnavailable
+from orchestrator.store.database import Database, Transaction, is_no_store
+from orchestrator.store.errors import StoreUnavailable, StoreUnusable
 from orchestrator.store.states import AttemptState, JobState
 from orchestrator.store.tables import attempts, events, jobs, projects, settings, tokens
 
@@ -91,7 +91,10 @@ class Store:
         self.now_ms()
 
     def backup(self, path: Path) -> None:
-        """Copies an SQLite store to a new file while it is used. PostgreSQL has pg_dump for that: SpecError."""
+        """Copies an SQLite store to a new file while it is used. PostgreSQL has pg_dump for that: SpecError.
+
+        Raises StoreUnusable for a file that is no store, StoreUnavailable.
+        """
         if not self.database.is_sqlite:
             raise SpecError.at("--store", "not supported here: a backup of PostgreSQL; use pg_dump", self.name)
         if os.path.lexists(path):
@@ -101,12 +104,15 @@ class Store:
         part = path.with_name(path.name + ".partial")
         part.unlink(missing_ok=True)
         try:
-            with closing(sqlite3.connect(str(self.database.url.database))) as source, closing(
-                sqlite3.connect(part)
-            ) as target:  # fmt: skip
-                source.backup(target)
+            with closing(sqlite3.connect(str(self.database.url.database))) as source:
+                # Not through the pool, whose connections set the journal's mode: this may be somebody else's file.
+                source.execute("SELECT version_num FROM alembic_version").close()
+                with closing(sqlite3.connect(part)) as target:
+                    source.backup(target)
         except sqlite3.Error as error:
             part.unlink(missing_ok=True)
+            if is_no_store(error):
+                raise StoreUnusable(f"{self.name} is no store of Thresher's, or a damaged one: {error}") from error
             raise StoreUnavailable(f"{self.name} could not be copied: {error}") from error
         part.chmod(0o600)
         fsync(part)
@@ -322,7 +328,7 @@ class Store:
         record = self.database.write(lambda t: access.create_token(t, new, project, role, name, expires_ms))
         return record, new.secret
 
-    def create_first_token(self, name: str = "first") -> tuple[r.TokenRecord, str] | None:
+    def create_first_token(self, name: str = "admin") -> tuple[r.TokenRecord, str] | None:
         """An admin's token for all projects, in a store that never had a token; else None."""
         new = access.NewToken.draw()
         record = self.database.write(lambda t: access.first_token(t, new, name))

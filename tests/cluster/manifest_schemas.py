@@ -33,10 +33,14 @@ def _text(name: str) -> str:
 
 def documents(name: str) -> list[dict[str, Any]]:
     """The documents of a manifest; a fresh copy each time."""
-    loaded: list[dict[str, Any]] = list(yaml.safe_load_all(_text(name)))
-    # YAML's anchors make parts that are the same object: a change of one must not be one of the other.
-    copied: list[dict[str, Any]] = json.loads(json.dumps(loaded))
+    copied: list[dict[str, Any]] = json.loads(_as_json(name))
     return copied
+
+
+@cache
+def _as_json(name: str) -> str:
+    # YAML's anchors make parts that are the same object: a change of one must not be one of the other.
+    return json.dumps(list(yaml.safe_load_all(_text(name))))
 
 
 def objects(kind: str) -> list[dict[str, Any]]:

@@ -45,16 +45,16 @@ def test_reports_stream_while_work_runs(member):
 
     def work(context, request):
         context.report({"step": 1})
-        assert go_on.wait(5.0)
+        assert go_on.wait(30.0)
         context.report({"step": 2})
 
     thread = threading.Thread(target=member.run, args=(1, work, None))
     thread.start()
-    assert member.take_reports(1, 5.0) == ([{"step": 1}], False)
+    assert member.take_reports(1, 30.0) == ([{"step": 1}], False)
     go_on.set()
     thread.join()
-    assert member.take_reports(1, 5.0) == ([{"step": 2}], True)
-    assert member.take_reports(1, 5.0) == ([], True)
+    assert member.take_reports(1, 30.0) == ([{"step": 2}], True)
+    assert member.take_reports(1, 30.0) == ([], True)
 
 
 def test_reports_that_are_gathered_arrive_together_and_the_last_at_once(member):
@@ -87,17 +87,17 @@ def test_reports_are_gathered_only_so_long(member):
 
 def test_a_question_that_comes_before_its_work_waits_for_it(member):
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(member.take_reports(1, 5.0)))
+    thread = threading.Thread(target=lambda: answers.append(member.take_reports(1, 30.0)))
     thread.start()
     member.run(1, lambda context, request: None, None)
-    thread.join(5.0)
+    thread.join(30.0)
     assert answers == [([], True)]
 
 
 def test_a_question_is_answered_when_its_time_is_up(member):
     start = time.monotonic()
     assert member.take_reports(1, 0.05) == ([], False)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 10.0
 
 
 def test_a_stop_that_comes_before_its_work_counts(member):

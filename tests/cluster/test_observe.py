@@ -19,7 +19,7 @@ def head():
 def dashboard(head, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    return Dashboard(head.url, timeout_s=0.5)
+    return Dashboard(head.url, timeout_s=5.0)
 
 
 def group(state, *bundles, job="01000000"):
@@ -81,6 +81,7 @@ def test_an_answer_that_is_not_understood_is_no_answer(head, dashboard):
 
 def test_silence_is_unreachable(head, dashboard):
     head.go_silent()
+    dashboard = Dashboard(head.url, timeout_s=0.1)
     for call in (dashboard.nodes, dashboard.holdings, dashboard.identity):
         with pytest.raises(ClusterUnreachable):
             call()

@@ -53,6 +53,7 @@ def test_a_profile_becomes_the_target_of_a_job(tmp_path: Path, monkeypatch: pyte
     [
         (None, "can't be read"),
         ("no json", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", "lists no instructions"),
         ('{"profile_version": 1}', "lists no instructions"),
         ('{"profile_version": 9, "instructions": []}', "unknown version"),

@@ -10,6 +10,7 @@ import pytest
 from jobs.errors import ArtifactError
 from jobs.export.card import file_records, read_card, write_card
 from jobs.records import RunReport
+from jobs.spec.compress import Budget
 from orchestrator.model_card import TO_FILL_IN, card_text, escaped, write_model_cards
 from tests.orchestrator.test_report import HOSTILE, a_language_model, a_regression, a_report
 
@@ -85,6 +86,12 @@ def test_tokens_are_whole_numbers_and_synthetic_data_are_called_so_first() -> No
     assert "np.zeros((1, 128), np.int64)" in text
     assert text.index("SYNTHETIC data") < text.index("## Model details")
     assert "the number of steps is free unless the model fixes it" in text
+
+
+def test_a_budget_of_nothing_is_a_budget() -> None:
+    report = a_report(budget_section=Budget(max_metric_drop=0.0, max_bytes=3000))
+    text = card_text(a_card(report, "pruned-int8_static"), report)
+    assert "- Budget: max metric drop 0.0, max bytes 3000; this artifact: does not fit." in text
 
 
 def test_a_pack_is_unpacked_before_it_runs() -> None:

@@ -203,8 +203,8 @@ def test_quiet_is_quiet():
 def test_a_live_display_does_not_get_in_the_way_of_tune(tmp_path: Path):
     """Tune pickles the searcher that it is given; a display holds locks, which can't be pickled."""
     from orchestrator.searching.asker import Asker
-    from orchestrator.searching.search import SearchTask
     from orchestrator.searching.study import Study
+    from orchestrator.searching.task import SearchTask
 
     spec = JobSpec.parse(
         {

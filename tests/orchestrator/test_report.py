@@ -5,6 +5,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -54,14 +55,23 @@ EDGE_CASES: dict[str, Callable[[], RunReport]] = {
 }
 
 
-@pytest.fixture(params=EDGE_CASES, ids=lambda name: name.replace(" ", "-"))
-def report(request: pytest.FixtureRequest) -> RunReport:
-    return EDGE_CASES[request.param]()
+@dataclass(frozen=True)
+class Rendered:
+    report: RunReport
+    html: str
+    page: Page
 
 
-def test_every_page_is_well_formed_and_loads_nothing(report: RunReport) -> None:
+@pytest.fixture(scope="module", params=EDGE_CASES, ids=lambda name: name.replace(" ", "-"))
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    """Each case once for all tests: pytest goes through the tests case by case."""
+    report = EDGE_CASES[request.param]()
     html = render_html(report)
-    page = Page(html)
+    return Rendered(report, html, Page(html))
+
+
+def test_every_page_is_well_formed_and_loads_nothing(rendered: Rendered) -> None:
+    report, html, page = rendered.report, rendered.html, rendered.page
     assert "http://" not in html
     assert "https://" not in html
     assert "@import" not in html
@@ -80,23 +90,23 @@ def test_every_page_is_well_formed_and_loads_nothing(report: RunReport) -> None:
     assert anchors <= {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
 
 
-def test_no_drawing_holds_a_figure_that_is_none(report: RunReport) -> None:
-    page = Page(render_html(report))
-    for tag, attributes in page.tags:
+def test_no_drawing_holds_a_figure_that_is_none(rendered: Rendered) -> None:
+    for tag, attributes in rendered.page.tags:
         for name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "d", "width", "height", "style", "transform"):
             value = attributes.get(name) or ""
             assert not re.search(r"\bnan\b|\binf\b|None", value, re.IGNORECASE), f"{tag} {name}={value}"
 
 
-def test_texts_never_show_python(report: RunReport) -> None:
-    assert not re.search(r"\bNone\b|\bnan\b|\binf\b|Undefined|Markup\(", Page(render_html(report)).text)
+def test_texts_never_show_python(rendered: Rendered) -> None:
+    assert not re.search(r"\bNone\b|\bnan\b|\binf\b|Undefined|Markup\(", rendered.page.text)
 
 
-def test_files_come_back_as_what_was_written(report: RunReport, tmp_path: Path) -> None:
+def test_files_come_back_as_what_was_written(rendered: Rendered, tmp_path: Path) -> None:
+    report = rendered.report
     write_report(report, tmp_path)
     again = read_report(tmp_path)
     assert str(again) == str(report) or "NaN" in (tmp_path / JSON_NAME).read_text()
-    assert (tmp_path / HTML_NAME).read_text(encoding="utf-8") == render_html(report)
+    assert (tmp_path / HTML_NAME).read_text(encoding="utf-8") == rendered.html
     assert sorted(path.name for path in tmp_path.iterdir()) == [HTML_NAME, JSON_NAME]
 
 

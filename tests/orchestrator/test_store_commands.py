@@ -1,6 +1,8 @@
 """`thresher store backup` and `prune`, as a person calls them."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +45,26 @@ def test_a_backup_while_somebody_writes(runs: Path, tmp_path: Path):
 
 def test_what_a_backup_refuses(runs: Path, tmp_path: Path):
     (tmp_path / "there.db").write_text("precious")
+    (tmp_path / "empty.db").touch()
+    with closing(sqlite3.connect(tmp_path / "others.db")) as others:
+        others.execute("CREATE TABLE theirs (x)")
     for words, fault in [
         ((str(tmp_path / "there.db"), "--runs", str(runs)), "exists already"),
         ((str(tmp_path / "no" / "copy.db"), "--runs", str(runs)), "no such folder"),
         ((str(tmp_path / "copy.db"), "--runs", str(tmp_path / "nowhere")), "there is no store"),
         ((str(tmp_path / "copy.db"), "--store", "postgresql://me@nowhere/db"), "use pg_dump"),
+        *[
+            ((str(tmp_path / "copy.db"), "--store", f"sqlite:///{tmp_path}/{name}.db"), "is no store of Thresher's")
+            for name in ("there", "empty", "others")
+        ],
     ]:
         with pytest.raises(ThresherError, match=fault) as refused:
             call("backup", *words)
         assert refused.value.exit_code == 2
     assert (tmp_path / "there.db").read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
-    assert not (tmp_path / "copy.db").exists()
+    assert (tmp_path / "empty.db").read_bytes() == b""
+    assert not list(tmp_path.glob("copy.db*"))
 
 
 def test_pruning_takes_modules_and_logs_along(runs: Path, monkeypatch: pytest.MonkeyPatch):

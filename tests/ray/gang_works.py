@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 
+from jobs.context import WorkRef
 from jobs.errors import ArtifactError, DataError, TrainingDiverged
 from jobs.exchange import Exchange
 
@@ -122,11 +123,36 @@ def exit_once(context, marker):
     return os.path.exists(marker)
 
 
+class _Doomed:
+    """A context whose process dies at its so-many-th beat, unless it has died before."""
+
+    def __init__(self, context, marker, beats):
+        self._context, self._marker, self._left = context, marker, beats
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    def beat(self):
+        self._context.beat()
+        self._left -= 1
+        if self._left == 0 and not os.path.exists(self._marker):
+            with open(self._marker, "w", encoding="utf-8"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die_once(context, request):
+    """A training in the midst of which the process of rank 1 is killed; the next attempt is left alone."""
+    training, marker, beats = request
+    doomed = _Doomed(context, marker, beats) if context.rank == 1 else context
+    return WorkRef("jobs.train.work:train")(doomed, training)
+
+
 def freeze(context, request):
     """The process of rank 1 stops answering anything, but does not die."""
     if context.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def diverge(context, request):

@@ -65,7 +65,7 @@ def events(storage: Path) -> list[dict[str, Any]]:
     return [event for path in storage.glob("*/events.jsonl") for event in read_lines(path)]
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
     """The condition's value as soon as it is true."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):

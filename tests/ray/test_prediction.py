@@ -143,7 +143,7 @@ def test_a_worker_that_fails_keeps_nobody_waiting(gang: Gang, tmp_path: Path) ->
     started = time.monotonic()
     with pytest.raises(ArtifactError, match="damaged"):
         run_work(gang, WorkRef("tests.ray.gang_works:share_or_fail"), tmp_path / "shares")
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 def test_a_gang_of_its_own_is_started_and_ended(table: Trained) -> None:

@@ -3,8 +3,6 @@
 parity first, in fresh workers; then what any group must do; then the ways to break it, each of which costs a restart.
 """
 
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -28,7 +26,8 @@ from tests.ray.running import SOON_S, RunningContract
 
 WARM_UP = WorkRef("jobs.train.mesh:warm_up")
 LAYOUTS = [ParallelLayout(data=2, zero_stage=2), ParallelLayout(tensor=2)]
-LONG = {"train.steps": 400, "train.checkpoint.every_steps": 50}
+LONG = {"train.steps": 120, "train.checkpoint.every_steps": 50}
+DIES_AT_BEAT = 190  # two a step: between the first checkpoint and the second
 RAY_TRAINS = ("RayTrainWorker", "TrainController", "ray::Host", "PlacementGroupCleaner")
 
 
@@ -47,11 +46,14 @@ def gangs_losses(local_ray, tmp_path_factory):
         return [*short, losses(gang, LAYOUTS[0], folder / "long", LONG)]
 
 
-def losses(group, layout: ParallelLayout, folder: Path, changes=None, **drive) -> np.ndarray:
+def losses(group, layout: ParallelLayout, folder: Path, changes=None, doomed=False, **drive) -> np.ndarray:
     spec = spec_of("mlp", "sgd", folder, **(changes or {}))
     (folder / "training").mkdir(parents=True)
     request = request_of(spec, layout, dataset_of(spec, folder), folder / "training")
-    run_work(group, WorkRef("jobs.train.work:train"), request, **drive)
+    if doomed:
+        run_work(group, gang_works.train_and_die_once, (request, str(folder / "died"), DIES_AT_BEAT), **drive)
+    else:
+        run_work(group, WorkRef("jobs.train.work:train"), request, **drive)
     return np.array(read_json(folder / "training" / "history.json")["losses"])
 
 
@@ -70,21 +72,24 @@ def test_the_losses_are_those_of_a_gang(gangs_losses, shared, tmp_path, number):
 
 def test_a_killed_worker_costs_a_restart_and_no_precision(gangs_losses, shared, tmp_path):
     run_work(shared, gang_works.sign, str(tmp_path))
-    victim, restarts = int((tmp_path / "1").read_text()), []
-
-    def on_report(report):
-        if not restarts and report.get("step", 0) > 60:
-            restarts.append(None)
-            os.kill(victim, signal.SIGKILL)
+    victim, causes, reports = int((tmp_path / "1").read_text()), [], []
 
     def on_restart(error, failures):
-        restarts.append((str(error), time.monotonic()))
+        causes.append(str(error))
 
     found = losses(
-        shared, LAYOUTS[0], tmp_path / "run", LONG, on_report=on_report, max_failures=1, on_restart=on_restart
+        shared,
+        LAYOUTS[0],
+        tmp_path / "run",
+        LONG,
+        doomed=True,
+        on_report=reports.append,
+        max_failures=1,
+        on_restart=on_restart,
     )
     np.testing.assert_allclose(found, gangs_losses[2], rtol=TOLERANCE)
-    (_, (cause, _)) = restarts
+    (cause,) = causes
+    assert [report["step"] for report in reports if report.get("event") == "resumed"] == [50]
     assert f"worker 1 on node {ray.util.get_node_ip_address()} (process {victim}) was lost: " in cause
 
 
@@ -112,7 +117,7 @@ def test_a_worker_that_hangs_is_lost_and_can_be_ended_without_a_trace(shared):
         session.result(60.0)
     assert time.monotonic() - start < 3.0 + SOON_S
     session.stop(0.3)  # nobody stops by himself: the run of Ray Train is ended by force
-    assert time.monotonic() - start < 3.0 + 20.0
+    assert time.monotonic() - start < 120.0
     shared.stop()
     assert not storage.exists()
     deadline = time.monotonic() + 30

@@ -14,7 +14,8 @@ from orchestrator.service.app import create_app
 from orchestrator.service.settings import Limits, ServiceSettings
 from orchestrator.store import AttemptRecord, JobRecord, Store
 
-EXAMPLES = 60
+EXAMPLES = 30
+MORE = 200
 
 
 @schemathesis.serializer("application/gzip")
@@ -46,13 +47,16 @@ def described(tmp_path_factory: pytest.TempPathFactory, token: list[str]) -> Ite
         yield schemathesis.openapi.from_asgi(f"{API}/openapi.json", app)
 
 
-def test_no_request_makes_it_fail(described: Any, token: list[str]) -> None:
+@pytest.mark.parametrize(
+    "examples", [EXAMPLES, pytest.param(MORE, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_no_request_makes_it_fail(described: Any, token: list[str], examples: int) -> None:
     tried = set()
     for found in described.get_all_operations():
         operation = found.ok()
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         def check(case: Any) -> None:
             answer = case.call(headers={"Authorization": f"Bearer {token[0]}"})
             case.validate_response(answer, checks=[not_a_server_error])

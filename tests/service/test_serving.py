@@ -241,7 +241,7 @@ class TestStarting:
             watching.start()
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(8) == 0
+            assert process.wait(20) == 0
             watching.join(20)
             assert len(lost) == 1
             assert store.job(job.id) is not None

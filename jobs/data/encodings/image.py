@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_validator
 
 from jobs.data.encodings.encoding import Encoding
 from jobs.data.raw import Raw
@@ -24,6 +25,14 @@ class ImageEncoding(Encoding):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: bool = False
+
+    @model_validator(mode="after")
+    def _a_value_for_each_channel(self) -> "ImageEncoding":
+        if not len(self.mean) == len(self.std) == self.shape[0]:
+            raise ValueError("mean and std have not one value for each channel")
+        if not all(0.0 < value < float("inf") for value in (self.scale, *self.std)):
+            raise ValueError("scale and std are no positive numbers")
+        return self
 
     @property
     def signature_kind(self) -> Literal["image"]:

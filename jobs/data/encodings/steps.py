@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_validator
 
 from jobs.data.encodings.encoding import Encoding
 from jobs.data.encodings.table import divisor_of, shift_of
@@ -24,6 +25,12 @@ class SequenceEncoding(Encoding):
     steps: int
     shift: tuple[float, ...]
     divisor: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _a_value_for_each_feature(self) -> "SequenceEncoding":
+        if len(self.shift) != len(self.divisor):
+            raise ValueError("shift and divisor have not one value for each feature")
+        return self
 
     @property
     def signature_kind(self) -> Literal["sequence"]:

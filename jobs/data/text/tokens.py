@@ -73,7 +73,7 @@ class TextTokenizer:
         try:
             document = json.loads(path.read_bytes())
             tokenizer = _parse(document)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError.at(_FILE, f"{path} is damaged or no tokenizer: {error}") from error
         return cls(tokenizer, 0 if tokenizer.id_to_token(0) in _PADDING else 1)
 

@@ -7,6 +7,7 @@ learns from half a result. The study is a journal file, which optuna-dashboard o
 import json
 import math
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +114,8 @@ class Study:
         if self._resumable:
             return self._resumable.pop(0)
         trials = self._study.get_trials(deepcopy=False)
-        place = sum(trial.user_attrs.get("cause") != BROKEN_OFF for trial in trials)
+        handed_out = (trial for trial in trials if trial.state != TrialState.WAITING)
+        place = sum(trial.user_attrs.get("cause") != BROKEN_OFF for trial in handed_out)
         if place >= self.total:
             return None
         self._study.sampler, notes = self._sampler(place, trials)
@@ -255,8 +257,13 @@ class Study:
     @cached_property
     def _grid_places(self) -> range | list[int]:
         """Which points are tried, in which order: all of them as they are written, or so many at random."""
-        size = self._grid.size
-        return range(size) if size <= self.total else random.Random(self.search.seed).sample(range(size), self.total)
+        size, draw = self._grid.size, random.Random(self.search.seed)
+        if size <= self.total:
+            return range(size)
+        if size <= sys.maxsize:
+            return draw.sample(range(size), self.total)
+        # A range has no length beyond that, and among so many points none is drawn twice but by a miracle.
+        return [draw.randrange(size) for _ in range(self.total)]
 
 
 def _repetition(asked: Asked, same: Trial) -> Trial:

@@ -25,7 +25,7 @@ from orchestrator.store import JobRecord
 router = APIRouter(tags=["results"])
 
 CARD = "artifact.json"
-_BINARY: dict[int | str, dict[str, Any]] = {
+BINARY: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "the part that was asked for"},
     304: {"description": "the caller has it already"},
@@ -67,7 +67,7 @@ def report(here: Here, who: Viewer, job_id: JobId) -> Response:
     return Response(_from_run(here, job_of(here, who, job_id), "report.json"), media_type="application/json")
 
 
-@router.get("/jobs/{job_id}/report.html", response_class=Response, responses=refusals(404))
+@router.get("/jobs/{job_id}/report.html", response_class=Response, responses={**BINARY, **refusals(404, 416)})
 def report_page(request: Request, here: Here, who: Viewer, job_id: JobId) -> Response:
     """The same as a page that needs no network; to be kept as a file."""
     job = job_of(here, who, job_id)
@@ -111,7 +111,7 @@ def _files(card: dict[str, Any]) -> tuple[shapes.File, ...]:
 @router.get(
     "/jobs/{job_id}/artifacts/{artifact}/{path:path}",
     response_class=Response,
-    responses={**_BINARY, **refusals(404, 416)},
+    responses={**BINARY, **refusals(404, 416)},
 )
 def artifact_file(
     request: Request, here: Here, who: Viewer, job_id: JobId, artifact: ArtifactName, path: FilePath

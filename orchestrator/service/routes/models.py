@@ -12,7 +12,7 @@ from orchestrator.client import shapes
 from orchestrator.service.answers import Refusal, not_found
 from orchestrator.service.here import Caller, Here, Service, Submitter, Viewer, refusals
 from orchestrator.service.ranges import file_answer
-from orchestrator.service.routes.artifacts import CARD
+from orchestrator.service.routes.artifacts import BINARY, CARD
 from orchestrator.service.routes.parameters import (
     Alias,
     FilePath,
@@ -60,7 +60,9 @@ def model(here: Here, who: Viewer, project: ProjectName, name: ModelName, refere
 
 
 @router.get(
-    "/models/{project}/{name}/{version}/files/{path:path}", response_class=Response, responses=refusals(404, 416)
+    "/models/{project}/{name}/{version}/files/{path:path}",
+    response_class=Response,
+    responses={**BINARY, **refusals(404, 416)},
 )
 def model_file(
     request: Request, here: Here, who: Viewer, project: ProjectName, name: ModelName, version: Version, path: FilePath

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Path, Query
 
-from orchestrator.client.shapes import NAME
+from orchestrator.client.shapes import ALIAS, NAME
 
 MOST = 2**53
 """Whole numbers up to here are the same in every JSON reader."""
@@ -15,7 +15,7 @@ ModelName = Annotated[str, Path(pattern=NAME)]
 ArtifactName = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]{0,149}$", description="Of a run's artifact.")
 ]
-Alias = Annotated[str, Path(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
+Alias = Annotated[str, Path(pattern=ALIAS)]
 Version = Annotated[int, Path(ge=1, le=1_000_000_000)]
 Reference = Annotated[
     str,

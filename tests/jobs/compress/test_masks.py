@@ -41,6 +41,12 @@ def test_the_smallest_weights_of_every_family_go(family: str, global_pruning: bo
             assert len(gone[name]) == round(0.7 * masks[name].numel())
 
 
+@pytest.mark.parametrize("global_pruning", [False, True])
+def test_no_layer_is_pruned_away(global_pruning: bool) -> None:
+    masks = magnitude_masks(made("mlp"), 0.999_999, global_pruning=global_pruning)
+    assert [int(mask.sum()) for mask in masks.values()] == [1] * len(masks)
+
+
 def test_more_steps_only_add_zeros() -> None:
     model = made("mlp")
     before = magnitude_masks(model, 0.5)

@@ -1,7 +1,9 @@
 """int8_static: which variants are tried, on what, and which one is kept."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,19 @@ def test_the_search_measures_and_records_what_it_tried(tmp_path: Path, families:
     )
     assert one["settings"]["tried"] == []
     assert one["settings"]["reduce_range"]
+
+
+def test_a_search_without_time_left_goes_on_while_nothing_keeps_to_the_budget(
+    tmp_path: Path, families: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, clock, numbers = families("mlp"), count(0.0, 10.0), []
+    monkeypatch.setattr("jobs.compress.static_search.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("jobs.compress.static_search._tried", lambda maker, variant, *_: Tried(variant, 0.1, 0.1, 1.0))
+    for allowed in (1.0, 0.01):  # all keep to the first, none to the second
+        search = search_of(small, seconds=15.0, allowed_drop=allowed, max_variants=4)
+        done = quantize_onnx(small.file, tmp_path / "q.onnx", "int8_static", small.x[:32], search=search)
+        numbers.append(len(done["settings"]["tried"]))
+    assert numbers == [2, 4]
 
 
 def test_what_is_lost_most_by_stays_in_float(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_lock_that_is_never_let_go(tmp_path: Path) -> None:
         _lock(tmp_path / "lock", timeout_s=0.2),
     ):
         pass
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 def test_what_a_crash_left_is_removed(idx_folder: Path, tmp_path: Path, make_data: MakeData) -> None:

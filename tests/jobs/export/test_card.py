@@ -52,7 +52,9 @@ def test_a_newer_format_is_refused(artifact: Path) -> None:
         read_card(artifact)
 
 
-@pytest.mark.parametrize("content", ['{"files": [', "[]", "{}", '{"format_version": 1}', '{"format_version": "1"}'])
+@pytest.mark.parametrize(
+    "content", ['{"files": [', "[" * 100_000, "[]", "{}", '{"format_version": 1}', '{"format_version": "1"}']
+)
 def test_a_damaged_card_is_refused(artifact: Path, content: str) -> None:
     (artifact / "artifact.json").write_text(content)
     with pytest.raises(ArtifactError):

@@ -19,7 +19,7 @@ def test_a_bigger_model_takes_longer(tmp_path: Path, write_mlp: WriteMlp) -> Non
     }
     started = time.perf_counter()
     found = latencies(files, np.ones((3, 64), dtype=np.float32), seconds_per_file=0.1)
-    assert time.perf_counter() - started < 5.0
+    assert time.perf_counter() - started < 20.0
     for batch in ("batch_1", "batch_64"):
         small, large = found["small"][batch], found["large"][batch]
         assert 0.0 < small.p50 <= small.p90

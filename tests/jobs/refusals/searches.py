@@ -127,6 +127,46 @@ SEARCHES: Cases = {
         ("whole number",),
     ),
     "no step": (space(DROPOUT, {"uniform": [0, 0.5], "step": 0}), f"search.space.{DROPOUT}.step", ("above 0",)),
+    "steps beyond number": (
+        space(LR, {"uniform": [0.1, 1.0], "step": 1e-300}),
+        f"search.space.{LR}.step",
+        ("too many steps", "at most 1,000,000,000"),
+    ),
+    "choices that are equal": (
+        space(LR, {"choice": [1, 1.0]}),
+        f"search.space.{LR}",
+        ("the same value twice",),
+    ),
+    "more choices than anyone tries": (
+        space(LR, {"choice": [step / 1e6 for step in range(1, 1002)]}),
+        f"search.space.{LR}.choice",
+        ("at most 1000",),
+    ),
+    "a key within another": (
+        {
+            "search": {
+                "space": {
+                    "train.schedule.warmup": {"uniform": [0.0, 0.2]},
+                    "train.schedule": {"choice": ["cosine", "constant"]},
+                }
+            }
+        },
+        "search.space.train.schedule.warmup",
+        ("lies within train.schedule", "train.schedule.name"),
+    ),
+    "a grid over a million settings": (
+        {
+            "search": {
+                "algorithm": "grid",
+                "space": {
+                    **{f"model.args.a{n}": {"choice": list(range(10))} for n in range(6)},
+                    DROPOUT: {"choice": [0.1, 0.2], "when": {f"model.args.a{n}": [0, 1] for n in range(6)}},
+                },
+            }
+        },
+        "search.space",
+        ("1,000,000 combinations are too many",),
+    ),
     "steps in logarithms": (
         space(LR, {"loguniform": [1e-4, 1e-1], "step": 0.01}),
         f"search.space.{LR}.step",

@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.controller import Controller
 from orchestrator.scheduling import Demand, Policy
-from orchestrator.store import JobState, NewJob, Store
+from orchestrator.store import JobState, NewJob
 from tests.orchestrator.controller.plays import Killed, PlayedRay
+from tests.orchestrator.store.new_store import new_store
 
 WRITES = {"plan_attempt", "mark_submitted", "mark_alive", "mark_leaving", "end_attempt", "mark_lost"}
 WRITES |= {"finish_job", "requeue_job", "set_reasons", "set_unreachable", "set_claim"}
@@ -39,7 +40,7 @@ class Mortal:
 @pytest.mark.parametrize("story", ["fails", "cancelled", "head restarts"])
 def test_whoever_takes_over_converges(tmp_path, story, effects, after):
     ray = PlayedRay(tmp_path)
-    with Store.open(f"sqlite:///{tmp_path}/thresher.db") as store:
+    with new_store(tmp_path / "thresher.db") as store:
         spec = {"name": "digits", "retry": {"max_failures": 0}}
         new = NewJob(name="digits", project="default", spec=spec, spec_hash="5bec", demand=Demand.of(2, CPU=1))
         job, _ = store.submit_job(new)
@@ -76,7 +77,7 @@ def test_whoever_takes_over_converges(tmp_path, story, effects, after):
 def test_a_resumed_job_is_started_once(tmp_path, effects, after):
     """The controller dies at each step of its start, and the request is sent again each time."""
     ray = PlayedRay(tmp_path)
-    with Store.open(f"sqlite:///{tmp_path}/thresher.db") as store:
+    with new_store(tmp_path / "thresher.db") as store:
         new = NewJob(name="digits", project="default", spec={"name": "digits"}, spec_hash="5bec",
                      demand=Demand.of(2, CPU=1))  # fmt: skip
         first, _ = store.submit_job(new)
@@ -104,7 +105,7 @@ def test_a_resumed_job_is_started_once(tmp_path, effects, after):
 def test_what_had_begun_under_a_head_that_is_gone_is_gone_on_with(tmp_path):
     """Ray's answer to the submission was lost, and then Ray itself; the driver had made its run by then."""
     ray = PlayedRay(tmp_path, lose_replies=1)
-    with Store.open(f"sqlite:///{tmp_path}/thresher.db") as store:
+    with new_store(tmp_path / "thresher.db") as store:
         new = NewJob(name="digits", project="default", spec={"name": "digits"}, spec_hash="5bec",
                      demand=Demand.of(2, CPU=1))  # fmt: skip
         job, _ = store.submit_job(new)

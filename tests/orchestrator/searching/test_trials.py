@@ -67,6 +67,11 @@ def test_causes_are_counted_by_kind():
     assert counted == "2 × diverged: nan within step 3; 1 × out of memory: a; 1 × no bytes was measured"
 
 
+def test_causes_that_differ_in_a_figure_count_together():
+    causes = [f"stopped by the scheduler after {epochs} epochs" for epochs in (3, 1, 9)]
+    assert count_causes([failed(cause) for cause in causes]) == "3 × stopped by the scheduler after 3 epochs"
+
+
 def test_a_worker_lost_while_the_kernel_killed_for_memory():
     lost = failed("worker lost: worker 0 is gone")
     assert lost_to_memory(lost, 0) == lost

@@ -13,6 +13,7 @@ from orchestrator.scheduling import Node, Project
 from orchestrator.service.app import create_app
 from orchestrator.service.settings import Limits, ServiceSettings
 from orchestrator.store import AttemptRecord, JobRecord, Store
+from tests.orchestrator.store.new_store import new_store
 
 DIGITS: dict[str, Any] = {
     "name": "small",
@@ -106,7 +107,7 @@ def world(tmp_path: Path, limits: Limits) -> Iterator[World]:
     (tmp_path / "data").mkdir()
     settings = ServiceSettings(tmp_path / "runs", (tmp_path / "data",), limits)
     cluster, logs, woken = FakeCluster(), FakeLogs(), list[bool]()
-    with Store.open(f"sqlite:///{tmp_path / 'thresher.db'}") as store:
+    with new_store(tmp_path / "thresher.db") as store:
         first = store.create_first_token()
         assert first is not None
         app = create_app(store, settings, lambda: woken.append(True), cluster, logs)

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from jobs.errors import SpecError
 from jobs.spec import JobSpec
+from orchestrator import cli
 from orchestrator.planning.plan import plan_job
 from orchestrator.runs import Storage, read_lines
 from tests.orchestrator.service.conftest import DIGITS, World
@@ -79,16 +79,20 @@ def test_what_only_running_it_could_tell_is_taken(text: str, world: World, tmp_p
     assert not trap.exists()
 
 
-def test_the_job_then_says_what_plan_says_and_ends_with_2(tmp_path: Path) -> None:
+def test_the_job_then_says_what_plan_says_and_ends_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its event is what makes the job FAILED with cause `refused`, without another try: see test_controller.py."""
     (tmp_path / "mine.py").write_text("def net(input_shape, outputs):\n    return 'no module'\n")
     document = DIGITS | {"model": {"name": "mine:net"}, "code": {"working_dir": str(tmp_path)}}
     with pytest.raises(SpecError) as refused:
         plan_job(JobSpec.parse(document), Storage(tmp_path / "planned"))
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(document))
-    command = [sys.executable, "-m", "orchestrator.cli", "run", "spec.yaml", "--run-id", "job-1", "--runs", "runs"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 2, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["thresher", "run", "spec.yaml", "--run-id", "job-1", "--runs", "runs"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2, capsys.readouterr()
     last = read_lines(tmp_path / "runs" / "job-1" / "events.jsonl")[-1]
     assert (last["event"], last["error"]) == ("failed", "SpecError")
     assert last["message"] == str(refused.value)

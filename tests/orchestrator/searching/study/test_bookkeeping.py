@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from jobs.records import Trial
 from jobs.spec import JobSpec
+from jobs.spec.dimension import Dimension
 from orchestrator.searching.study import Asked, Study, directions
 from tests.orchestrator.searching.study.planted import CONDITIONAL, outcome, ran, reopened, spec, told
 
@@ -210,6 +211,33 @@ def test_a_grid_with_more_points_than_trials_is_sampled_evenly(tmp_path: Path):
     points = [tuple(asked.params.values()) for asked in iter(study.ask, None) if study.tell(told(asked))]
     assert len(set(points)) == 20
     assert min(size for size, _ in points) < 10 < 30 < max(size for size, _ in points)
+
+
+def test_a_grid_larger_than_any_machine_is_drawn_from_all_the_same(tmp_path: Path):
+    steps = {"uniform": [0.001, 1.0], "step": 0.001}
+    keys = ("train.optimizer.lr", "train.optimizer.eps", "train.optimizer.weight_decay", "train.gradient_clip")
+    space = dict.fromkeys(keys, steps) | {f"model.args.{name}": steps for name in "abcd"}
+    grid = spec(algorithm="grid", trials=5)
+    assert grid.search is not None
+    wide = grid.search.model_copy(update={"space": {key: Dimension.model_validate(steps) for key in space}})
+    study = Study(grid.model_copy(update={"search": wide}), "train", tmp_path)
+    points = [tuple(asked.params.values()) for asked in iter(study.ask, None) if study.tell(told(asked))]
+    assert len(set(points)) == 5
+    assert all(len(point) == 8 for point in points)
+
+
+def test_a_trial_that_was_put_into_the_journal_by_hand_is_handed_out(tmp_path: Path):
+    """Beside the search's own: neither takes the other's place."""
+    study = Study(spec(algorithm="random", trials=4), "train", tmp_path)
+    for _ in range(3):
+        study.tell(told(asked_of(study)))
+    by_hand = {"train.optimizer.lr": 0.05, "train.batch_size": 20, "model.args.activation": "tanh"}
+    reopened(tmp_path).enqueue_trial(by_hand)
+    asked = asked_of(study)
+    assert by_hand.items() <= asked.params.items()
+    study.tell(told(asked))
+    assert study.ask() is None
+    assert len(study.finished) == 4
 
 
 def test_sobols_points_fill_the_space(tmp_path: Path):
