@@ -190,7 +190,9 @@ class Engine(LogicalState):
             self._begin_part(batch, ids)
             x = self.inputs(x)
             if self._alone:
-                (criterion(self.module(x), y.to(self.device), x) / self.share.accumulation).backward()
+                loss = criterion(self.module(x), y.to(self.device), x)
+                # Dividing by one would be two more operations, here and on the way back.
+                (loss / self.share.accumulation if self.share.accumulation > 1 else loss).backward()
             else:
                 self._deepspeed.backward(criterion(self._deepspeed(x), y.to(self.device), x))
                 self._deepspeed.step()

@@ -25,7 +25,7 @@ DIVERGING = SHORT.replace(
         "search.space": {"train.optimizer.lr": {"uniform": [90.0, 100.0]}},
     }
 )
-LONG = SHORT.replace({"train.epochs": 20})
+LONG = SHORT.replace({"train.epochs": 100})
 """Stopped and interrupted in its first trial, and then killed: each goes on where the one before ended."""
 
 
