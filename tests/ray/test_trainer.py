@@ -26,6 +26,7 @@ from tests.ray.running import SOON_S, RunningContract
 
 WARM_UP = WorkRef("jobs.train.mesh:warm_up")
 LAYOUTS = [ParallelLayout(data=2, zero_stage=2), ParallelLayout(tensor=2)]
+SILENCE_S = 10.0  # a worker of a machine with much else to do may well not answer for 3 s
 LONG = {"train.steps": 120, "train.checkpoint.every_steps": 50}
 DIES_AT_BEAT = 190  # two a step: between the first checkpoint and the second
 RAY_TRAINS = ("RayTrainWorker", "TrainController", "ray::Host", "PlacementGroupCleaner")
@@ -33,7 +34,7 @@ RAY_TRAINS = ("RayTrainWorker", "TrainController", "ray::Host", "PlacementGroupC
 
 @pytest.fixture(scope="module")
 def shared(local_ray):
-    with TrainGroup(2, warm_up=WARM_UP, silence_timeout_s=3.0) as group:
+    with TrainGroup(2, warm_up=WARM_UP, silence_timeout_s=SILENCE_S) as group:
         yield group
 
 
@@ -113,9 +114,9 @@ def test_a_worker_that_hangs_is_lost_and_can_be_ended_without_a_trace(shared):
     storage = Path(shared._fit.storage)
     assert storage.exists()
     start = time.monotonic()
-    with pytest.raises(WorkerLost, match=r"worker 1 .* has not answered for 3 s"):
+    with pytest.raises(WorkerLost, match=r"worker 1 .* has not answered for 10 s"):
         session.result(60.0)
-    assert time.monotonic() - start < 3.0 + SOON_S
+    assert time.monotonic() - start < SILENCE_S + SOON_S
     session.stop(0.3)  # nobody stops by himself: the run of Ray Train is ended by force
     assert time.monotonic() - start < 120.0
     shared.stop()
