@@ -96,7 +96,7 @@ def test_a_trial_whose_actor_died_goes_on_from_its_checkpoints(tmp_path: Path):
     killed = list[int]()
 
     def strike() -> None:
-        wait_for(lambda: [e for e in events(tmp_path) if e["event"] == "trial_epoch" and e["step"] > 200])
+        wait_for(lambda: [e for e in events(tmp_path) if e["event"] == "trial_epoch" and e["step"] > 200], TIMEOUT_S)
         for actor in workers_of(os.getpid(), "TrialActor"):
             if not booked(tmp_path):
                 actor.kill()
