@@ -30,6 +30,8 @@ BUSY_TIMEOUT_S = 30.0
 _CONNECT_TIMEOUT_S = 5
 _PAUSES_S = (0.02, 0.1, 0.4)
 """Between the tries of a transaction. Who waits longer than this does so outside, with its own patience."""
+_MODE_POLL_S = 0.01
+"""Between two tries to set the mode of a new file."""
 _FORMS = "sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
 
 # The clock moves within a transaction too: on PostgreSQL now() would be the time of its begin.
@@ -248,7 +250,8 @@ def _sqlite_engine(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not by the driver's guess
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        _write_ahead(connection)
+        for setting in ("synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {setting}").close()
 
     @event.listens_for(engine, "begin")
@@ -258,6 +261,19 @@ def _sqlite_engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Gives a new file its journal's mode. SQLite does not wait by itself where several processes are the first."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if _sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_MODE_POLL_S)
 
 
 def _postgresql_engine(url: URL) -> Engine:
