@@ -171,16 +171,21 @@ class Host:
     async def request_stop(self, rank: int, number: int) -> None:
         self._lines[rank].stopped = max(self._lines[rank].stopped, number)
 
-    async def take_reports(self, rank: int, number: int, timeout_s: float) -> tuple[list[dict[str, Any]], bool]:
+    async def take_reports(
+        self, rank: int, number: int, timeout_s: float, gather_s: float
+    ) -> tuple[list[dict[str, Any]], bool]:
         """As `Member.take_reports`. When the worker has died, what has arrived is the last of them."""
+
+        def last() -> bool:
+            return self._drained >= number or self._lost == rank
+
         async with self._changed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._reports or self._drained >= number or self._lost == rank),
-                    timeout_s,
-                )
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._reports or last()), timeout_s)
+                if gather_s > 0:
+                    await asyncio.wait_for(self._changed.wait_for(last), gather_s)
         taken, self._reports = self._reports, []
-        return taken, self._drained >= number or self._lost == rank
+        return taken, last()
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -58,7 +58,7 @@ MOMENTS: dict[str, Callable[[Event], bool]] = {
 
 
 # All stages are performed, and left unfinished, in one way (tests/orchestrator/test_storage.py); what differs is here.
-FEW = ["prepare", "search", "recovery", "measure"]
+FEW = ["search", "recovery", "measure"]
 
 
 def run_until(command: list[str], storage: Path, moment: Callable[[Event], bool], seen: int) -> bool:

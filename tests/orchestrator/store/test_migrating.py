@@ -7,26 +7,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from jobs.errors import SpecError
-from orchestrator.store import JobFilter, Store, StoreUnusable, migrating
+from orchestrator.store import Store, StoreUnusable, migrating
 from orchestrator.store.database import Database
 from orchestrator.store.tables import metadata
 
-from .new_store import new_store
 from .small_jobs import new
 
 
 def test_the_migrations_lead_to_the_tables(store: Store):
     difference = store.database.read(lambda c: compare_metadata(MigrationContext.configure(c), metadata))
     assert difference == []
-
-
-def test_the_stores_of_other_tests_are_as_if_opened_anew(store: Store, tmp_path: Path):
-    with new_store(tmp_path / "other.db") as other:
-        for query in ("SELECT type, name, sql FROM sqlite_master ORDER BY name", "PRAGMA journal_mode"):
-            rows = [each.database.read(lambda c: c.exec_driver_sql(query).all()) for each in (store, other)]  # noqa: B023
-            assert rows[0] == rows[1]
-        assert other.list_jobs(JobFilter()).items == store.list_jobs(JobFilter()).items == ()
-        assert (tmp_path / "other.db").stat().st_mode == (tmp_path / "thresher.db").stat().st_mode
 
 
 def test_an_older_store_is_brought_up_with_what_it_holds(url: str):

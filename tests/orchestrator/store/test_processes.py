@@ -3,12 +3,9 @@
 import json
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.store import JobFilter, Store
-from orchestrator.store.database import Database
 
 from .submitter import OWN, SHARED
 
@@ -56,21 +53,3 @@ def test_processes_that_open_and_submit_at_once(url: str):
         assert [created for _, created in told].count(True) == 1
     assert all(created for told in answers for key, (_, created) in told.items() if key.startswith("own-"))
     assert [event.seq for event in events] == list(range(1, len(stored) + 1))
-
-
-def test_the_first_connections_to_a_new_file_do_not_fail_one_another(tmp_path: Path):
-    number, files = 4, 60  # SQLite, left alone, fails some three of these
-    together = threading.Barrier(number)
-
-    def connect(path: Path) -> str:
-        database = Database(f"sqlite:///{path}")
-        together.wait()
-        try:
-            with database.engine.connect() as connection:
-                return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
-        finally:
-            database.engine.dispose()
-
-    with ThreadPoolExecutor(number) as threads:
-        for file in range(files):
-            assert list(threads.map(connect, [tmp_path / f"{file}.db"] * number)) == ["wal"] * number
