@@ -211,6 +211,7 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_
     assert (goodput["recompute_s"] > 0) == (newest > resumed["step"])
 
 
+@pytest.mark.slow  # the parts are shown apart: kills above, other layouts in tests/multiprocess/test_resume.py
 def test_a_killed_run_goes_on_in_another_layout(undisturbed: list[float], tmp_path: Path):
     spec, storage = tmp_path / "spec.yaml", tmp_path / "runs"
     spec.write_text(yaml.safe_dump(LONG))
