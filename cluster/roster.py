@@ -125,9 +125,9 @@ class Roster:
 
     def set_apart(self, entries: Sequence[Entry], warm_up: "Work | None", timeout_s: float) -> None:
         """Warms members that have nothing to do up on their own, so that they leave the group that they were in."""
-        answers = [entry.handle.prepare.remote(_ALONE, warm_up) for entry in entries]
-        if answers:
-            ray.wait(answers, num_returns=len(answers), timeout=timeout_s)
+        prepared = [entry.handle.prepare.remote(_ALONE, warm_up) for entry in entries]
+        if prepared:
+            ray.wait(prepared, num_returns=len(prepared), timeout=timeout_s)
 
     @property
     def preparing(self) -> list[Entry]:

@@ -4,7 +4,6 @@ With --ray a command goes to that Ray cluster; else to the service at THRESHER_U
 cluster at RAY_API_SERVER_ADDRESS.
 """
 
-import difflib
 import io
 import os
 import sys
@@ -80,15 +79,14 @@ def list_jobs(
     from itertools import islice
     from typing import get_args
 
+    from jobs.spec.problems import nearest
     from orchestrator.client.shapes import JobState
 
     states = tuple(each.upper() for each in state or ())
     for each in states:
         if each not in get_args(JobState):
             known = [name.lower() for name in get_args(JobState)]
-            raise SpecError.at(
-                "--state", "no such state", each.lower(), ", ".join(known), _nearest(each.lower(), known)
-            )
+            raise SpecError.at("--state", "no such state", each.lower(), ", ".join(known), nearest(each.lower(), known))
     with _client() as client:
         every = client.all_jobs(project=project, states=states, name=name, limit=min(limit, 200))
         jobs = list(islice(every, limit))
@@ -292,7 +290,3 @@ def _detail_lines(job: Any) -> list[str]:
         shown = f", {metric.get('name')} {value:.4f} on {metric.get('split')}" if isinstance(value, float) else ""
         rows.append(("selected", f"{job.summary['selected']}{shown}"))
     return columns([row for row in rows if row[1]])
-
-
-def _nearest(text: str, known: Sequence[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(text, known, n=1)), None)

@@ -49,6 +49,8 @@ LEASE_S = 15.0
 _IDLE_LOOK_S = 5.0
 """Between looks at the nodes while no job waits for any."""
 _SAY_AGAIN_S = 60.0
+"""Between two warnings of a trouble that lasts."""
+_NO_CLUSTER = "nothing is started: %s"
 
 
 class Submissions(States, Protocol):
@@ -143,9 +145,9 @@ class Controller:
         try:
             nodes = self._nodes(jobs)
         except ClusterUnreachable as error:
-            self._say_once("nothing is started: %s", error)
+            self._say_once(_NO_CLUSTER, error)
             return
-        self._said.pop("nothing is started: %s", None)
+        self._said.pop(_NO_CLUSTER, None)
         if waits:
             self._decide(self._lease, nodes, jobs)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from orchestrator.scheduling.placing import Amounts, Bundle
 
 _FEW = 64
+"""Releases that came or went since: up to so many are gone through one by one."""
 
 Places = list[tuple[int, int]]
 """(node, bundles on it)."""
